@@ -1,0 +1,314 @@
+"""The procedural corpus: textured shapes on a background of dead leaves, with ground truth.
+
+A scene is drawn from its corpus and its index alone, so any subset, in any order, on any number of
+processes gives the same bytes, and index ranges make disjoint splits that never run out. The
+background is a dead-leaves image, occluding discs whose radii follow a power law r⁻³ (Lee, Mumford &
+Huang 2001). On it lies one object, whose *shape* can be told only from its whole outline (a global
+cue), whose *texture* can be told from a few pixels (a local cue), and whose *palette* is a noisy prior
+on the class. A class is a (shape, texture) pair.
+
+Each cue has a reliability: the probability that it is drawn from the scene's label; otherwise it is
+drawn from all values alike and tells nothing. Changing one reliability leaves every other choice in
+the scene as it was, because each choice reads its own place of the scene's random stream.
+"""
+
+import colorsys
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch.utils.data import Dataset
+
+SIZE = 64  # pixels, height and width
+
+SHAPES = ("disc", "ring", "triangle", "square", "star", "cross", "crescent", "bar")
+TEXTURES = ("stripes", "checks", "dots", "blobs")
+NOVEL_SHAPES = ("hexagon", "heart", "arrow", "ell", "tee", "hourglass", "half-disc", "frame")
+NOVEL_TEXTURES = ("zigzag", "bricks", "rings", "grid")
+
+# Disjoint index ranges. "train" starts at 0; a training set of N scenes is range(N).
+SPLITS = {"train": (0, 10_000_000), "validation": (10_000_000, 11_000_000), "test": (11_000_000, 12_000_000)}
+
+LEAVES = 48  # background leaves a scene, drawn back to front
+LEAF_RADIUS = (2.0, 32.0)  # pixels, the range of the power law
+OBJECT_RADIUS = (15.0, 23.0)  # pixels, circumscribed circle of the object
+TEXTURE_PERIOD = (5.5, 8.0)  # pixels
+OCCLUDERS = 3  # at most, each over a random place
+NOISE = 0.04  # standard deviation of the sensor noise, on a scale of 0 to 1
+
+_CHOICES, _PER_LEAF = 64, 6  # uniform numbers a scene reads for its choices, and for each leaf
+_CELLS = 16  # a "blobs" texture is a smoothed field of 16 × 16 random cells
+
+
+def _polygon(points: int, inner: float | None = None) -> np.ndarray:
+    """Corners of a regular polygon on the unit circle, or of a star with the given inner radius."""
+    corners = points if inner is None else 2 * points
+    angle = 2 * math.pi * np.arange(corners) / corners
+    radius = np.ones(corners) if inner is None else np.where(np.arange(corners) % 2, inner, 1.0)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _outline(*points: tuple[float, float]) -> np.ndarray:
+    """The polygon through ``points``, scaled so that its farthest corner lies on the unit circle."""
+    corners = np.array(points, dtype=float)
+    return corners / np.linalg.norm(corners, axis=1).max()
+
+
+def _arc(radius: float, start: float, stop: float, centre: tuple[float, float] = (0.0, 0.0)) -> list[tuple[float, float]]:
+    angle = np.linspace(start, stop, 24)
+    return [(centre[0] + radius * math.cos(a), centre[1] + radius * math.sin(a)) for a in angle]
+
+
+# A shape is a list of (polygon, fill) drawn one over another; fill 0 cuts a hole.
+_DISC = _polygon(36)
+OUTLINES: dict[str, list[tuple[np.ndarray, int]]] = {
+    "disc": [(0.9 * _DISC, 255)],
+    "ring": [(_DISC, 255), (0.55 * _DISC, 0)],
+    "triangle": [(_polygon(3), 255)],
+    "square": [(_polygon(4), 255)],
+    "star": [(_polygon(5, inner=0.42), 255)],
+    "cross": [
+        (_outline((-1, -0.33), (1, -0.33), (1, 0.33), (-1, 0.33)), 255),
+        (_outline((-0.33, -1), (0.33, -1), (0.33, 1), (-0.33, 1)), 255),
+    ],
+    "crescent": [(_DISC, 255), (0.75 * _DISC + np.array([0.5, 0.0]), 0)],
+    "bar": [(_outline((-1, -0.36), (1, -0.36), (1, 0.36), (-1, 0.36)), 255)],
+    "hexagon": [(_polygon(6), 255)],
+    "heart": [(_outline((0, 1), *_arc(0.5, math.pi, 2 * math.pi, (-0.5, -0.2)), *_arc(0.5, math.pi, 2 * math.pi, (0.5, -0.2))), 255)],
+    "arrow": [(_outline((-1, -0.25), (0.1, -0.25), (0.1, -0.75), (1, 0), (0.1, 0.75), (0.1, 0.25), (-1, 0.25)), 255)],
+    "ell": [(_outline((-0.7, -1), (-0.1, -1), (-0.1, 0.4), (0.8, 0.4), (0.8, 1), (-0.7, 1)), 255)],
+    "tee": [(_outline((-1, -0.8), (1, -0.8), (1, -0.2), (0.3, -0.2), (0.3, 1), (-0.3, 1), (-0.3, -0.2), (-1, -0.2)), 255)],
+    "hourglass": [(_outline((-0.8, -1), (0.8, -1), (0.15, 0), (0.8, 1), (-0.8, 1), (-0.15, 0)), 255)],
+    "half-disc": [(_outline(*_arc(1.0, 0.0, math.pi)) - np.array([0.0, 0.4]), 255)],
+    "frame": [(_polygon(4), 255), (0.55 * _polygon(4), 0)],
+}
+
+
+def _pattern(name: str, u: np.ndarray, v: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """The texture ``name`` at texture coordinates ``u``, ``v`` (in periods): values in [0, 1], smooth edges."""
+    turn = 2 * math.pi
+    if name == "stripes":
+        field = np.sin(turn * u)
+    elif name == "checks":
+        field = 1.6 * np.sin(turn * u * 0.7) * np.sin(turn * v * 0.7)
+    elif name == "dots":
+        field = np.cos(turn * u) + np.cos(turn * v) - 0.7
+    elif name == "blobs":
+        blobs = Image.fromarray(cells).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        field = (np.asarray(blobs, dtype=np.float32) - 127.5) / 40
+    elif name == "zigzag":
+        field = np.sin(turn * (u + 0.8 * np.abs((v * 0.6) % 1 - 0.5)))
+    elif name == "bricks":
+        row = np.floor(v)
+        field = 8 * (np.minimum(np.abs((u * 0.6 + 0.5 * (row % 2)) % 1 - 0.5), np.abs(v % 1 - 0.5)) - 0.12)
+    elif name == "rings":
+        field = np.sin(turn * np.hypot(u, v))
+    elif name == "grid":
+        field = 6 * (0.2 - np.minimum(np.abs(u % 1 - 0.5), np.abs(v % 1 - 0.5)))
+    else:
+        raise ValueError(f"unknown texture {name!r}; known: {', '.join(TEXTURES + NOVEL_TEXTURES)}")
+    return np.clip(0.5 + 1.5 * field, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Everything that decides what is drawn, but for the index.
+
+    ``seed`` picks one of 2⁶⁴ unrelated corpora. ``shape``, ``texture`` and ``palette`` are the
+    reliabilities of the three cues (0 to 1). ``shapes`` and ``textures`` list what can appear; label
+    = position of the shape × number of textures + position of the texture.
+
+    Raises ValueError for a reliability outside [0, 1] or an unknown shape or texture.
+    """
+
+    seed: int = 0
+    shape: float = 1.0
+    texture: float = 1.0
+    palette: float = 0.5
+    shapes: tuple[str, ...] = SHAPES
+    textures: tuple[str, ...] = TEXTURES
+
+    def __post_init__(self):
+        for cue in ("shape", "texture", "palette"):
+            if not 0 <= getattr(self, cue) <= 1:
+                raise ValueError(f"the reliability of {cue} is a probability, from 0 to 1; got {getattr(self, cue)}")
+        for name in self.shapes:
+            if name not in OUTLINES:
+                raise ValueError(f"unknown shape {name!r}; known: {', '.join(OUTLINES)}")
+        for name in self.textures:
+            if name not in TEXTURES + NOVEL_TEXTURES:
+                raise ValueError(f"unknown texture {name!r}; known: {', '.join(TEXTURES + NOVEL_TEXTURES)}")
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in label order, as ``"shape texture"``."""
+        return [f"{shape} {texture}" for shape in self.shapes for texture in self.textures]
+
+    def without(self, cue: str) -> "Corpus":
+        """The same corpus with one cue ("shape", "texture" or "palette") made to tell nothing."""
+        if cue not in ("shape", "texture", "palette"):
+            raise ValueError(f"a cue is shape, texture or palette; got {cue!r}")
+        return replace(self, **{cue: 0.0})
+
+
+NOVEL = Corpus(shapes=NOVEL_SHAPES, textures=NOVEL_TEXTURES)
+"""A corpus of shapes and textures that the zoo has never seen, for transfer."""
+
+
+@dataclass
+class Scenes:
+    """A batch of rendered scenes with their ground truth; B scenes, sizes in pixels."""
+
+    images: torch.Tensor  # (B, 3, 64, 64) uint8, RGB
+    label: torch.Tensor  # (B,) class the cues are drawn for
+    shape: torch.Tensor  # (B,) shape that is drawn (equal to the label's, where the cue is reliable)
+    texture: torch.Tensor  # (B,) texture that is drawn
+    palette: torch.Tensor  # (B,) class whose palette is drawn
+    mask: torch.Tensor  # (B, 64, 64) bool, pixels where the object is seen
+    centre: torch.Tensor  # (B, 2) float, x and y of the object's centre
+    scale: torch.Tensor  # (B,) float, radius of its circumscribed circle
+
+
+def render(corpus: Corpus, indices: Iterable[int]) -> Scenes:
+    """Draw the scenes ``indices`` of ``corpus``. Raises ValueError for a negative index or no index at all."""
+    scenes = [_draw(corpus, int(index)) for index in indices]
+    if not scenes:
+        raise ValueError("no scene was asked for: indices is empty")
+    images, label, shape, texture, palette, mask, centre, scale = zip(*scenes)
+    return Scenes(
+        images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+        label=torch.tensor(label),
+        shape=torch.tensor(shape),
+        texture=torch.tensor(texture),
+        palette=torch.tensor(palette),
+        mask=torch.from_numpy(np.stack(mask)),
+        centre=torch.tensor(centre, dtype=torch.float32),
+        scale=torch.tensor(scale, dtype=torch.float32),
+    )
+
+
+def split(name: str, count: int) -> range:
+    """The first ``count`` indices of the split "train", "validation" or "test"."""
+    if name not in SPLITS:
+        raise ValueError(f"unknown split {name!r}; known: {', '.join(SPLITS)}")
+    start, stop = SPLITS[name]
+    if not 0 < count <= stop - start:
+        raise ValueError(f"the {name} split has indices for 1 to {stop - start:,} scenes; got {count:,}")
+    return range(start, start + count)
+
+
+class SceneDataset(Dataset):
+    """Scenes as a torch dataset of (image, label): image (3, 64, 64) uint8, label int."""
+
+    def __init__(self, corpus: Corpus, indices: Sequence[int]):
+        self.corpus, self.indices = corpus, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        image, label, *_ = _draw(self.corpus, self.indices[position])
+        return torch.from_numpy(image).permute(2, 0, 1).contiguous(), label
+
+
+_GRID = np.arange(SIZE, dtype=np.float32) + 0.5
+_X, _Y = np.meshgrid(_GRID, _GRID)
+
+
+def _draw(corpus: Corpus, index: int) -> tuple:
+    """One scene: image (64, 64, 3) uint8, label, shape, texture, palette, mask (64, 64), centre, scale."""
+    if index < 0:
+        raise ValueError(f"a scene's index is 0 or more; got {index}")
+    bits = np.random.Philox(key=np.array([corpus.seed, index], dtype=np.uint64))
+    choice = _uniform(bits, _CHOICES).tolist()
+    leaves = _uniform(bits, LEAVES * _PER_LEAF).reshape(LEAVES, _PER_LEAF)
+
+    kinds = len(corpus.textures)
+    label = int(choice[0] * len(corpus.shapes) * kinds)
+    shape = label // kinds if choice[1] < corpus.shape else int(choice[2] * len(corpus.shapes))
+    texture = label % kinds if choice[3] < corpus.texture else int(choice[4] * kinds)
+    palette = label if choice[5] < corpus.palette else int(choice[6] * len(corpus.shapes) * kinds)
+
+    # Pose. The object's circumscribed circle may stand out of the picture by a fifth of its radius.
+    scale = _between(OBJECT_RADIUS, choice[7])
+    room = max(SIZE / 2 - 0.8 * scale, 0.0)
+    centre = (SIZE / 2 + room * (2 * choice[8] - 1), SIZE / 2 + room * (2 * choice[9] - 1))
+    angle = 2 * math.pi * choice[10]
+
+    scene = np.asarray(_dead_leaves(leaves), dtype=np.float32)  # (64, 64, 3), 0 to 255
+
+    alpha = _alpha(OUTLINES[corpus.shapes[shape]], centre, scale, angle)
+    turn = 2 * math.pi * choice[11]
+    period = _between(TEXTURE_PERIOD, choice[12])
+    u = ((_X - centre[0]) * math.cos(turn) + (_Y - centre[1]) * math.sin(turn)) / period + choice[13]
+    v = ((_Y - centre[1]) * math.cos(turn) - (_X - centre[0]) * math.sin(turn)) / period + choice[14]
+    cells = (bits.random_raw(_CELLS * _CELLS // 8)).view(np.uint8).reshape(_CELLS, _CELLS)
+    pattern = _pattern(corpus.textures[texture], u, v, cells)[..., None]
+    light, dark = _palette(palette, len(corpus.shapes) * kinds, choice[15:20])
+    scene += alpha[..., None] * (pattern * light + (1 - pattern) * dark - scene)
+
+    for k in range(int(choice[20] * (OCCLUDERS + 1))):
+        x, y, size, hue, saturation, value = choice[24 + 6 * k : 30 + 6 * k]
+        cover = _alpha([(_DISC, 255)], (x * SIZE, y * SIZE), 3 + 5 * size, 0.0)
+        scene += cover[..., None] * (255 * np.array(_background_colour(hue, saturation, value), np.float32) - scene)
+        alpha = alpha * (1 - cover)
+
+    # Sensor noise: the sum of four random bytes is close to normal (Irwin–Hall), and cheap.
+    noise = bits.random_raw(SIZE * SIZE * 3 // 2).view(np.uint8).reshape(SIZE, SIZE, 3, 4).sum(axis=3, dtype=np.uint16)
+    scene += (noise.astype(np.float32) - 510) * (255 * NOISE / 147.8)  # 147.8 = √4 · √((256² − 1)/12)
+    image = np.clip(np.rint(scene), 0, 255).astype(np.uint8)
+    return image, label, shape, texture, palette, alpha > 0.5, centre, scale
+
+
+def _uniform(bits: np.random.BitGenerator, count: int) -> np.ndarray:
+    """``count`` numbers in [0, 1). Read from the raw stream, which numpy keeps the same for ever."""
+    return (bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
+
+
+def _between(limits: tuple[float, float], u: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * u
+
+
+def _background_colour(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
+    """RGB in [0, 1]; muted, so that the object is seen against it."""
+    return colorsys.hsv_to_rgb(hue, 0.5 * saturation, 0.15 + 0.75 * value)
+
+
+def _dead_leaves(leaves: np.ndarray) -> Image.Image:
+    """(LEAVES, 6) uniform numbers → a dead-leaves picture, drawn at twice its size and averaged down."""
+    low, high = LEAF_RADIUS
+    radius = 2 * (low**-2 - leaves[:, 2] * (low**-2 - high**-2)) ** -0.5  # inverse of the distribution of density r⁻³
+    boxes = np.concatenate([leaves[:, :2] * 2 * SIZE - radius[:, None], leaves[:, :2] * 2 * SIZE + radius[:, None]], axis=1).tolist()
+    colours = [tuple(int(255 * channel) for channel in _background_colour(*row)) for row in leaves[:, 3:].tolist()]
+    picture = Image.new("RGB", (2 * SIZE, 2 * SIZE), colours[0])
+    pen = ImageDraw.Draw(picture)
+    for box, colour in zip(boxes[1:], colours[1:]):
+        pen.ellipse(box, fill=colour)
+    return picture.reduce(2)
+
+
+def _alpha(outline: list[tuple[np.ndarray, int]], centre: tuple[float, float], scale: float, angle: float) -> np.ndarray:
+    """Coverage (64, 64) in [0, 1] of an outline at a pose, drawn at four times its size and averaged down."""
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    stencil = Image.new("L", (4 * SIZE, 4 * SIZE), 0)
+    pen = ImageDraw.Draw(stencil)
+    for corners, fill in outline:
+        pen.polygon((4 * (scale * corners @ turn + centre)).ravel().tolist(), fill=fill)
+    return np.asarray(stencil.reduce(4), dtype=np.float32) / 255
+
+
+def _palette(palette: int, classes: int, u: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The light and the dark colour (RGB, 0 to 255) of a class's palette, blurred by the uniform numbers ``u``.
+
+    The hues of the classes are spread evenly, in an order in which neighbours in label are far apart;
+    the two colours of a class stand a fixed step apart on the circle.
+    """
+    hue = palette * 0.381966 % 1.0  # golden angle
+    blur = 0.12 * (u[0] + u[1] - 1)
+    second = hue + 0.25 + 0.5 * (palette % 3) / 3 + 0.12 * (u[2] + u[3] - 1)
+    light = colorsys.hsv_to_rgb((hue + blur) % 1.0, 0.35 + 0.4 * u[4], 1.0)
+    dark = colorsys.hsv_to_rgb(second % 1.0, 0.9, 0.15 + 0.3 * u[4])
+    return 255 * np.array(light, np.float32), 255 * np.array(dark, np.float32)
