@@ -34,9 +34,9 @@ SPLITS = {"train": (0, 10_000_000), "validation": (10_000_000, 11_000_000), "tes
 
 LEAVES = 48  # background leaves a scene, drawn back to front
 LEAF_RADIUS = (2.0, 32.0)  # pixels, the range of the power law
-OBJECT_RADIUS = (15.0, 23.0)  # pixels, circumscribed circle of the object
+OBJECT_RADIUS = (17.0, 26.0)  # pixels, circumscribed circle of the object
 TEXTURE_PERIOD = (5.5, 8.0)  # pixels
-OCCLUDERS = 3  # at most, each over a random place
+OCCLUDERS = 2  # at most, each over a random place
 NOISE = 0.04  # standard deviation of the sensor noise, on a scale of 0 to 1
 
 _CHOICES, _PER_LEAF = 64, 6  # uniform numbers a scene reads for its choices, and for each leaf

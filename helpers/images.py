@@ -1,0 +1,148 @@
+"""Images from anywhere behind one contract: a dataset of (uint8 RGB image, label) and what it is.
+
+Everything downstream takes batches of uint8 images and lets each model normalise them itself
+(``normalise``), so that several models can be shown the very same pixels.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from helpers import scenes
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+CROP_SHARE = 0.875  # of the shorter side, the usual evaluation crop of ImageNet models
+
+
+class ImageSet(Dataset):
+    """Images (3, H, W) uint8 with labels, and a description of what they are for the provenance of a result."""
+
+    def __init__(self, count: int, get: Callable[[int], tuple[torch.Tensor, int]], description: dict):
+        self._count, self._get, self._description = count, get, description
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        return self._get(position)
+
+    def describe(self) -> dict:
+        """Source, count, size in pixels and a hash that pins the list of images and its order."""
+        return {**self._description, "count": self._count}
+
+
+def scene_images(count: int, split: str = "test", corpus: scenes.Corpus | None = None) -> ImageSet:
+    """The first ``count`` scenes of a split ("train", "validation", "test") of a corpus, 64 × 64."""
+    corpus = corpus or scenes.Corpus()
+    indices = scenes.split(split, count)
+    data = scenes.SceneDataset(corpus, indices)
+    pinned = hashlib.sha256(repr((corpus, indices)).encode()).hexdigest()
+    return ImageSet(count, data.__getitem__, {"source": f"scenes, {split} split", "size": scenes.SIZE, "sha256": pinned})
+
+
+def folder_images(path: str | Path, size: int = 224, limit: int | None = None, seed: int = 0) -> ImageSet:
+    """All images below a folder, in an order shuffled by ``seed``; the label is the number of the sub-folder.
+
+    An image that is already ``size`` × ``size`` is taken as it is; any other is resized on its shorter
+    side to size / 0.875 and cropped in the middle. The order is shuffled because CKA needs the batches
+    to mix the classes. The hash covers the names and the bytes of the files.
+
+    Raises ValueError if there is no such folder or no image in it, or (when it is read) for a file that
+    is no image, naming the file.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"no folder of images at {root}")
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in EXTENSIONS)
+    if not files:
+        raise ValueError(f"no image below {root}; looked for {', '.join(sorted(EXTENSIONS))}")
+    classes = {folder: label for label, folder in enumerate(sorted({file.parent for file in files}))}
+    random.Random(seed).shuffle(files)
+    files = files[:limit]
+    pinned = hashlib.sha256()
+    for file in files:
+        pinned.update(file.relative_to(root).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+
+    def get(position: int) -> tuple[torch.Tensor, int]:
+        file = files[position]
+        try:
+            with Image.open(file) as picture:
+                return pil_to_tensor(_crop(picture.convert("RGB"), size)), classes[file.parent]
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"cannot read {file} as an image: {error}; mend it or take it out of the folder") from error
+
+    about = {"source": f"folder {root.name}", "size": size, "shuffled_with_seed": seed, "sha256": pinned.hexdigest()}
+    return ImageSet(len(files), get, about)
+
+
+def torchvision_images(dataset: Dataset, size: int = 224, limit: int | None = None, seed: int = 0) -> ImageSet:
+    """A torchvision set of (PIL image, label), such as ``torchvision.datasets.Imagenette(root, download=True)``.
+
+    Resized, cropped and shuffled as by ``folder_images``. The hash covers the set's name and the order.
+    """
+    order = list(range(len(dataset)))
+    random.Random(seed).shuffle(order)
+    order = order[:limit]
+
+    def get(position: int) -> tuple[torch.Tensor, int]:
+        picture, label = dataset[order[position]]
+        return pil_to_tensor(_crop(picture.convert("RGB"), size)), int(label)
+
+    name = type(dataset).__name__
+    pinned = hashlib.sha256(repr((name, len(dataset), order)).encode()).hexdigest()
+    about = {"source": f"torchvision {name}", "size": size, "shuffled_with_seed": seed, "sha256": pinned}
+    return ImageSet(len(order), get, about)
+
+
+def batches(images: Dataset, batch: int, workers: int = 0) -> DataLoader:
+    """Batches of (images (B, 3, H, W) uint8, labels (B,)), in order; the last one may be smaller."""
+    if batch < 1:
+        raise ValueError(f"a batch holds at least 1 image; got {batch}")
+    return DataLoader(images, batch_size=batch, num_workers=workers, persistent_workers=False)
+
+
+def normalise(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W), uint8 or float in [0, 1], as the model was trained to see them, float32.
+
+    Mean, standard deviation and size are those of ``model.pretrained_cfg``, which timm's models and
+    the zoo's carry. Raises ValueError where they are missing or the size is another one.
+    """
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if "mean" not in config or "std" not in config:
+        raise ValueError(
+            f"{type(model).__name__} does not say how its input is normalised: set model.pretrained_cfg = "
+            "{'mean': (r, g, b), 'std': (r, g, b), 'input_size': (3, H, W)}"
+        )
+    wanted = tuple(config.get("input_size", images.shape[1:]))
+    if tuple(images.shape[1:]) != wanted:
+        raise ValueError(
+            f"{type(model).__name__} takes images of shape {wanted} and was given {tuple(images.shape[1:])}; "
+            f"make the image set with size={wanted[-1]}, or create the model with img_size={images.shape[-1]}"
+        )
+    device = next(model.parameters()).device
+    images = images.to(device)
+    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    mean, std = (_channels(config[key], device) for key in ("mean", "std"))
+    return (images - mean) / std
+
+
+def _channels(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+
+
+def _crop(picture: Image.Image, size: int) -> Image.Image:
+    """``picture`` itself if it is size × size, otherwise its middle."""
+    if picture.size == (size, size):
+        return picture
+    scale = size / CROP_SHARE / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return picture.crop((left, top, left + size, top + size))
