@@ -1,0 +1,51 @@
+# Every target makes the environment it needs; `make` alone lists them.
+
+PYTHON ?= python3
+JOBS ?=
+WEIGHTS ?=
+IMAGES ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lab lint zoo record bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; make PYTHON=/path/to/it names one") if sys.version_info < (3, 11) else None'
+	@echo "Installing the book's packages into $(VENV) (some minutes, the first time)"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[book,test]'
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+book: $(VENV)/installed ## execute every chapter, build the site, check it, print its path
+	@$(RUN) -m helpers.book $(if $(JOBS),--jobs $(JOBS))
+
+test: book ## run the tests, on the library, the chapters and the built site
+	@$(RUN) -m pytest -n 2 --dist worksteal
+
+lab: $(VENV)/installed ## open JupyterLab on the chapters
+	@$(RUN) -m jupyterlab --notebook-dir . --LabApp.default_url=/lab/tree/notebooks
+
+lint: $(VENV)/installed ## check the code's form and the notebooks' hygiene
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m pytest -q tests/test_notebooks.py
+
+zoo: $(VENV)/installed ## train the models of data/zoo that are not there yet
+	@$(RUN) -m helpers.training
+
+record: $(VENV)/installed ## measure ImageNet-trained models: make record WEIGHTS=folder IMAGES=folder
+	@$(RUN) -m helpers.record $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)")
+
+bench: $(VENV)/installed-bench ## time the library, beside other people's code
+	@$(RUN) -m tests.bench
+
+clean: ## remove everything that was built, but not the environment
+	rm -rf build *.egg-info .pytest_cache .ruff_cache helpers/__pycache__ tests/__pycache__

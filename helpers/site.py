@@ -1,0 +1,115 @@
+"""Check a built site: pages, figures, links, and that reading it asks nothing of another host."""
+
+import re
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+from bs4 import BeautifulSoup
+
+ALT_LENGTH = 40  # characters; less does not describe a figure
+LOADS = {  # elements by which a page makes the browser fetch something, and the attribute that says what
+    "script": "src",
+    "img": "src",
+    "source": "src",
+    "iframe": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+    "object": "data",
+}
+FETCHED_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
+CSS_ADDRESS = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s]+)""")
+
+
+@cache
+def parse(page: Path) -> BeautifulSoup:
+    return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """Every name on a page that a link can lead to."""
+    return frozenset(tag.get("id") or tag.get("name") for tag in parse(page).select("[id], a[name]"))
+
+
+def is_remote(address: str) -> bool:
+    """Whether fetching an address, as a page or style sheet writes it, leaves the site."""
+    return bool(urlsplit(address).netloc) or urlsplit(address).scheme in ("http", "https", "ws", "wss", "ftp")
+
+
+def figure_faults(page: Path) -> list[str]:
+    """Images without an alternative text of their own: none, too short, a file's name, or the caption again."""
+    found = []
+    for image in parse(page).select("article img"):
+        alt = " ".join((image.get("alt") or "").split())
+        figure = image.find_parent("figure")
+        caption = figure.find("figcaption") if figure else None
+        words = " ".join(caption.get_text(" ").removesuffix("#").split()) if caption else ""
+        if len(alt) < ALT_LENGTH or alt == image.get("src") or re.fullmatch(r"\S+\.(png|svg|jpe?g)", alt):
+            found.append(f"image {image.get('src')} has no alternative text of {ALT_LENGTH} characters: {alt!r}")
+        elif alt in words:
+            found.append(f"image {image.get('src')}: its alternative text only repeats its caption")
+    return found
+
+
+def link_faults(site: Path, page: Path) -> list[str]:
+    """Links within the site that lead nowhere, and things loaded from the site that are not there."""
+    found = []
+    for tag, attribute in [("a", "href"), ("link", "href"), *LOADS.items()]:
+        for element in parse(page).find_all(tag, attrs={attribute: True}):
+            address, fragment = urldefrag(element[attribute])
+            if is_remote(address) or urlsplit(address).scheme:
+                continue
+            path = unquote(urlsplit(address).path)
+            target = (page.parent / path).resolve() if path else page
+            if target.is_dir():
+                target = target / "index.html"
+            if not target.is_file() or not target.is_relative_to(site.resolve()):
+                found.append(f"<{tag}> leads to {element[attribute]}, which is not there")
+            elif fragment and target.suffix == ".html" and unquote(fragment) not in anchors(target):
+                found.append(f"<{tag}> leads to {element[attribute]}: no such place on that page")
+    return found
+
+
+def request_faults(page: Path) -> list[str]:
+    """What a browser would fetch from another host to show a page."""
+    loaded = [element[name] for tag, name in LOADS.items() for element in parse(page).find_all(tag, attrs={name: True})]
+    loaded += [part.split()[0] for tag in parse(page).select("[srcset]") for part in tag["srcset"].split(",")]
+    loaded += [
+        tag["href"] for tag in parse(page).find_all("link", href=True) if FETCHED_LINKS & set(tag.get("rel", []))
+    ]
+    styles = [tag.get_text() for tag in parse(page).find_all("style")]
+    styles += [tag["style"] for tag in parse(page).select("[style]")]
+    loaded += [address for text in styles for address in CSS_ADDRESS.findall(text)]
+    return [f"asks another host for {address}" for address in loaded if is_remote(address)]
+
+
+def error_faults(page: Path) -> list[str]:
+    """Cells that show an error."""
+    wrong = parse(page).select("div.traceback, span.papermill-error-cell, #papermill-error-cell")
+    return ["shows a cell that failed"] if wrong else []
+
+
+def faults(site: Path, documents: list[str]) -> list[str]:
+    """Everything wrong with a built site, a line each; nothing if it can be published.
+
+    Args:
+        site: the folder with the site's HTML.
+        documents: the pages that must be there, as paths without suffix.
+    """
+    parse.cache_clear()
+    anchors.cache_clear()
+    site = site.resolve()
+    found = [f"{name}: the page is missing" for name in documents if not (site / f"{name}.html").is_file()]
+    for page in sorted(site.rglob("*.html")):
+        name = page.relative_to(site).as_posix()
+        if name.startswith("_static/"):
+            continue
+        wrong = figure_faults(page) + link_faults(site, page) + request_faults(page) + error_faults(page)
+        found += [f"{name}: {fault}" for fault in wrong]
+    for sheet in sorted(site.rglob("*.css")):
+        for address in CSS_ADDRESS.findall(sheet.read_text(encoding="utf-8", errors="replace")):
+            if is_remote(address):
+                found.append(f"{sheet.relative_to(site).as_posix()}: asks another host for {address}")
+    return found
