@@ -1,0 +1,288 @@
+"""Where activations are read: named places in a network, and hooks that read them.
+
+A ``Tap`` is one place: the input or the output of one module. ``taps_for(model)`` lists the places that
+Raghu et al. (2021, Section 3) compare, in the order in which a forward pass reaches them; ``taps_named``
+makes taps of any modules by name. ``capture`` reads them during a forward pass and hands each activation
+to a function at once, inside the hook, so that
+
+* what is kept is what the function returns (for CKA a row of n² numbers), never the activations;
+* a later in-place operation (timm's ReLUs, the ``x += shortcut`` of its ResNets) cannot change what was read.
+
+Two quantities that no module returns are read as inputs. The residual stream of a pre-norm transformer
+block after attention is the input of ``norm2``; the embedding is the input of the first block, after the
+position embedding, dropout and any norm before the blocks. Branch outputs are read at ``drop_path1`` and
+``drop_path2``, after LayerScale, so that ``resid_mid = block input + attn`` and ``resid_post = resid_mid + mlp``.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from timm.models import beit, convnext, eva, mlp_mixer, swin_transformer, vision_transformer, vision_transformer_relpos
+from timm.models.resnet import ResNet
+from timm.models.resnetv2 import ResNetV2
+from torch import Tensor, nn
+
+KINDS = {
+    "embed": "tokens on entering the first block",
+    "norm": "output of a normalisation layer (in ResNetV2 with its ReLU)",
+    "attn": "output of the attention branch, before it is added",
+    "token_mix": "output of a Mixer's token-mixing branch, before it is added",
+    "resid_mid": "residual stream after attention or token mixing",
+    "mlp_hidden": "hidden activations of the MLP, after its non-linearity",
+    "mlp": "output of the MLP branch, before it is added",
+    "channel_mix": "output of a Mixer's channel-mixing branch, before it is added",
+    "resid_post": "residual stream after the MLP: the block's output",
+    "stem": "output of a convolutional stem",
+    "conv": "output of a convolution",
+    "act": "output of an activation function",
+    "branch": "output of a residual block's long branch, before it is added",
+    "block": "output of a residual block",
+    "other": "a module asked for by name",
+}
+
+# Blocks that compute x = x + drop_path1(attn(norm1(x))); x = x + drop_path2(mlp(norm2(x))), LayerScale included.
+# Of a block that is not one of these (post-norm, parallel branches) only the output is tapped.
+PRE_NORM_BLOCKS = (
+    vision_transformer.Block,
+    vision_transformer_relpos.RelPosBlock,
+    beit.Block,
+    eva.EvaBlock,
+    swin_transformer.SwinTransformerBlock,
+)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One place where activations are read.
+
+    ``name``: label, unique within a model. ``module``: the module's name in ``model.named_modules()``
+    ("" is the model itself). ``where``: "input" (its first positional argument) or "output". ``kind``: one
+    of ``KINDS``. ``call``: which call of the module to read, counting from 0, where one forward pass calls it
+    several times (the one ``drop_path`` of a Mixer block); None asks for a module that is called once.
+    """
+
+    name: str
+    module: str
+    where: str = "output"
+    kind: str = "other"
+    call: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.where not in ("input", "output"):
+            raise ValueError(f"tap {self.name!r}: where is 'input' or 'output', not {self.where!r}")
+        if self.kind not in KINDS:
+            raise ValueError(f"tap {self.name!r}: unknown kind {self.kind!r}; kinds are {', '.join(KINDS)}")
+
+
+def taps_for(model: nn.Module, kinds: Iterable[str] | None = None) -> list[Tap]:
+    """The taps of a timm model in the order of depth, those of the given kinds or all.
+
+    Transformers (ViT, DeiT, BEiT, EVA, Swin, PiT; with or without registers): embedding, then for each block
+    norm1, attn, resid_mid, norm2, mlp_hidden, mlp, resid_post, then the final norm: six kinds, seven places a
+    block, where the paper counts about six (Raghu et al. 2021, ticks of Fig. 1). Mixers: the same with
+    token_mix and channel_mix. ResNets (v1 and v2): stem, the convolutions, norms and activations of each block,
+    its branch and its output. ConvNeXt: likewise. Other timm models with ``blocks``: the blocks' outputs.
+
+    Names are the module's, ``blocks.3.resid_mid`` for the stream within block 3. Raises ``ValueError`` for an
+    unknown kind, for a model that nothing is known about, and if no tap of the kinds is left.
+    """
+    unknown = set(kinds or ()) - set(KINDS)
+    if unknown:
+        close = nearest(sorted(unknown)[0], KINDS)
+        raise ValueError(f"unknown kind of tap {sorted(unknown)}{close}; kinds are {', '.join(KINDS)}")
+    taps = list(_resnet(model) if isinstance(model, (ResNet, ResNetV2)) else _blocks(model))
+    if not taps:
+        raise ValueError(
+            f"{type(model).__name__}: nothing is known about where to read it; name the modules yourself with "
+            "taps_named(model, names), where the names are those of model.named_modules()"
+        )
+    chosen = taps if kinds is None else [tap for tap in taps if tap.kind in set(kinds)]
+    if not chosen:
+        have = dict.fromkeys(tap.kind for tap in taps)
+        raise ValueError(f"{type(model).__name__} has no tap of kind {sorted(set(kinds))}; it has {', '.join(have)}")
+    return chosen
+
+
+def taps_named(model: nn.Module, names: Iterable[str], where: str = "output") -> list[Tap]:
+    """Taps at any modules, by their names in ``model.named_modules()``, in the order given.
+
+    Raises ``ValueError`` with the nearest names for a name the model does not have.
+    """
+    taps = [Tap(name if where == "output" else f"{name}.{where}", name, where) for name in names]
+    for tap in taps:
+        _module(model, tap)
+    return taps
+
+
+def _is_there(module: nn.Module | None) -> bool:
+    return module is not None and not isinstance(module, nn.Identity)
+
+
+def _blocks(model: nn.Module) -> Iterator[Tap]:
+    """Taps of models made of ``blocks``: transformers, Mixers, ConvNeXts, and the block outputs of others."""
+    found = {name: module for name, module in model.named_modules() if re.search(r"(^|\.)blocks(\.\d+)+$", name)}
+    found = {name: block for name, block in found.items() if not any(other.startswith(name + ".") for other in found)}
+    modules = dict(model.named_modules())
+    for i, (name, block) in enumerate(found.items()):
+        if isinstance(block, PRE_NORM_BLOCKS):
+            if i == 0:
+                yield Tap("embed", name, "input", "embed")
+            yield Tap(f"{name}.norm1", f"{name}.norm1", "output", "norm")
+            yield Tap(f"{name}.attn", f"{name}.drop_path1", "output", "attn")
+            yield Tap(f"{name}.resid_mid", f"{name}.norm2", "input", "resid_mid")
+            yield Tap(f"{name}.norm2", f"{name}.norm2", "output", "norm")
+            yield _hidden(name, block.mlp, "mlp")
+            yield Tap(f"{name}.mlp", f"{name}.drop_path2", "output", "mlp")
+            yield Tap(f"{name}.resid_post", name, "output", "resid_post")
+        elif isinstance(block, mlp_mixer.MixerBlock):
+            if i == 0:
+                yield Tap("embed", name, "input", "embed")
+            yield Tap(f"{name}.norm1", f"{name}.norm1", "output", "norm")
+            yield Tap(f"{name}.token_mix", f"{name}.drop_path", "output", "token_mix", call=0)
+            yield Tap(f"{name}.resid_mid", f"{name}.norm2", "input", "resid_mid")
+            yield Tap(f"{name}.norm2", f"{name}.norm2", "output", "norm")
+            yield _hidden(name, block.mlp_channels, "mlp_channels")
+            yield Tap(f"{name}.channel_mix", f"{name}.drop_path", "output", "channel_mix", call=1)
+            yield Tap(f"{name}.resid_post", name, "output", "resid_post")
+        elif isinstance(block, convnext.ConvNeXtBlock):
+            if i == 0:
+                yield Tap("stem", "stem", "output", "stem")
+            yield Tap(f"{name}.conv_dw", f"{name}.conv_dw", "output", "conv")
+            yield Tap(f"{name}.norm", f"{name}.norm", "output", "norm")
+            yield _hidden(name, block.mlp, "mlp")
+            yield Tap(f"{name}.branch", f"{name}.drop_path", "output", "branch")
+            yield Tap(name, name, "output", "block")
+        else:
+            yield Tap(name, name, "output", "block")
+    if found and isinstance(block, (*PRE_NORM_BLOCKS, mlp_mixer.MixerBlock)) and _is_there(modules.get("norm")):
+        yield Tap("norm", "norm", "output", "norm")
+
+
+def _hidden(block: str, mlp: nn.Module, attribute: str) -> Tap:
+    """Hidden activations: after the non-linearity; in gated MLPs what enters the last layer."""
+    if type(mlp).__name__ == "Mlp":
+        return Tap(f"{block}.mlp_hidden", f"{block}.{attribute}.act", "output", "mlp_hidden")
+    return Tap(f"{block}.mlp_hidden", f"{block}.{attribute}.fc2", "input", "mlp_hidden")
+
+
+def _resnet(model: ResNet | ResNetV2) -> Iterator[Tap]:
+    """Taps of timm's ResNets: v1 (``layer1`` … ``layer4``) and v2 (``stages``), BiT among them."""
+    first = isinstance(model, ResNet)
+    kinds = {"conv": "conv", "bn": "norm", "norm": "norm", "act": "act"}
+    if first:
+        for name in ("conv1", "bn1", "act1"):
+            yield Tap(name, name, "output", kinds[name[:-1]])
+    yield Tap("stem", "maxpool" if first else "stem", "output", "stem")
+    prefix = r"layer\d" if first else r"stages\.\d+\.blocks"
+    for name, block in model.named_modules():
+        if not re.fullmatch(prefix + r"\.\d+", name):
+            continue
+        parts = [part for part, child in block.named_children() if _is_there(child)]
+        parts = [part for part in parts if re.fullmatch(r"(conv|bn|norm|act)\d", part)]
+        if hasattr(block, "act3") or (first and hasattr(block, "act2")):
+            parts.remove("act3" if hasattr(block, "act3") else "act2")  # the block's output
+        last = parts.pop()  # the branch's output, unless squeeze-and-excitation or drop path come after it
+        for part in parts:
+            yield Tap(f"{name}.{part}", f"{name}.{part}", "output", kinds[part[:-1]])
+        after = [part for part in ("se", "drop_path") if isinstance(getattr(block, part, None), nn.Module)]
+        yield Tap(f"{name}.branch", f"{name}.{after[-1] if after else last}", "output", "branch")
+        yield Tap(name, name, "output", "block")
+    if not first and _is_there(model.norm):
+        yield Tap("norm", "norm", "output", "norm")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    return f" (nearest: {', '.join(close)})" if close else ""
+
+
+def _module(model: nn.Module, tap: Tap) -> nn.Module:
+    try:
+        return model.get_submodule(tap.module)
+    except AttributeError:
+        names = [name for name, _ in model.named_modules()]
+        raise ValueError(
+            f"tap {tap.name!r}: {type(model).__name__} has no module {tap.module!r}{nearest(tap.module, names)}; "
+            "names are those of model.named_modules()"
+        ) from None
+
+
+@contextmanager
+def capture(
+    model: nn.Module, taps: Iterable[Tap], fn: Callable[[Tensor], Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Read ``taps`` in each forward pass within the context::
+
+        with capture(model, taps_for(model), fn=gram_row) as out:
+            model(images)
+        out["blocks.3.resid_mid"]
+
+    The dictionary is filled anew by each ``model(images)``, in the order of ``taps`` whatever the order of
+    execution: name → ``fn(activation)``, or a copy of the activation without ``fn``. ``fn`` runs inside the hook; where
+    it returns the activation itself or a view of it, a copy is kept. Gradients, modes and devices are left alone.
+
+    Raises ``ValueError`` for a module that does not exist or a label used twice, ``TypeError`` where a tapped
+    module hands over something else than a tensor, ``RuntimeError`` naming the tap where it fired twice, never
+    fired, or fired outside ``model(images)``. The hooks are removed in every case.
+    """
+    taps = list(taps)
+    names = [tap.name for tap in taps]
+    if len(set(names)) < len(names):
+        raise ValueError(f"taps share a label: {sorted({name for name in names if names.count(name) > 1})}")
+    modules = [_module(model, tap) for tap in taps]
+    captured: dict[str, Any] = {}
+    fresh: dict[str, Any] = {}
+    calls = dict.fromkeys(names, 0)
+    running = False
+
+    def begin(module: nn.Module, args: tuple) -> None:
+        nonlocal running
+        captured.clear()
+        fresh.clear()
+        calls.update(dict.fromkeys(names, 0))
+        running = True
+
+    def read(tap: Tap, value: Any) -> None:
+        if not running:
+            raise RuntimeError(f"tap {tap.name!r} fired outside model(images): call the captured model, not a part")
+        call = calls[tap.name]
+        calls[tap.name] += 1
+        if tap.call is not None and call != tap.call:
+            return
+        if call and tap.call is None:
+            raise RuntimeError(f"tap {tap.name!r} fired twice: say which call of {tap.module!r} with Tap(call=…)")
+        if not isinstance(value, Tensor):
+            what = f"the {tap.where} of {tap.module!r} is a {type(value).__name__}, not a tensor"
+            raise TypeError(f"tap {tap.name!r}: {what}; tap a module inside it")
+        result = value if fn is None else fn(value)
+        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
+            result = result.clone()
+        fresh[tap.name] = result
+
+    def end(module: nn.Module, args: tuple, output: Any) -> None:
+        nonlocal running
+        running = False
+        silent = [name for name in names if name not in fresh]
+        if silent:
+            raise RuntimeError(f"taps that never fired: {', '.join(silent)}; this forward pass calls no such module")
+        captured.update((name, fresh.pop(name)) for name in names)
+
+    def hook(tap: Tap, module: nn.Module):
+        if tap.where == "output":
+            return module.register_forward_hook(lambda module, args, output: read(tap, output))
+        return module.register_forward_pre_hook(lambda module, args: read(tap, args[0] if args else None))
+
+    handles = [model.register_forward_pre_hook(begin)]
+    try:
+        handles += [hook(tap, module) for tap, module in zip(taps, modules, strict=True)]
+        handles.append(model.register_forward_hook(end))
+        yield captured
+        if not captured and names:
+            raise RuntimeError(f"taps that never fired: {', '.join(names)}; no forward pass was completed")
+    finally:
+        for handle in handles:
+            handle.remove()
