@@ -57,9 +57,9 @@ def _outline(*points: tuple[float, float]) -> np.ndarray:
     return corners / np.linalg.norm(corners, axis=1).max()
 
 
-def _arc(radius: float, start: float, stop: float, centre: tuple[float, float] = (0.0, 0.0)) -> list[tuple[float, float]]:
-    angle = np.linspace(start, stop, 24)
-    return [(centre[0] + radius * math.cos(a), centre[1] + radius * math.sin(a)) for a in angle]
+def _arc(radius: float, start: float, stop: float, x: float = 0.0, y: float = 0.0) -> list[tuple[float, float]]:
+    """Points on an arc around (x, y)."""
+    return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in np.linspace(start, stop, 24)]
 
 
 # A shape is a list of (polygon, fill) drawn one over another; fill 0 cuts a hole.
@@ -77,10 +77,14 @@ OUTLINES: dict[str, list[tuple[np.ndarray, int]]] = {
     "crescent": [(_DISC, 255), (0.75 * _DISC + np.array([0.5, 0.0]), 0)],
     "bar": [(_outline((-1, -0.36), (1, -0.36), (1, 0.36), (-1, 0.36)), 255)],
     "hexagon": [(_polygon(6), 255)],
-    "heart": [(_outline((0, 1), *_arc(0.5, math.pi, 2 * math.pi, (-0.5, -0.2)), *_arc(0.5, math.pi, 2 * math.pi, (0.5, -0.2))), 255)],
+    "heart": [
+        (_outline((0, 1), *(point for x in (-0.5, 0.5) for point in _arc(0.5, math.pi, 2 * math.pi, x, -0.2))), 255),
+    ],
     "arrow": [(_outline((-1, -0.25), (0.1, -0.25), (0.1, -0.75), (1, 0), (0.1, 0.75), (0.1, 0.25), (-1, 0.25)), 255)],
     "ell": [(_outline((-0.7, -1), (-0.1, -1), (-0.1, 0.4), (0.8, 0.4), (0.8, 1), (-0.7, 1)), 255)],
-    "tee": [(_outline((-1, -0.8), (1, -0.8), (1, -0.2), (0.3, -0.2), (0.3, 1), (-0.3, 1), (-0.3, -0.2), (-1, -0.2)), 255)],
+    "tee": [
+        (_outline((-1, -0.8), (1, -0.8), (1, -0.2), (0.3, -0.2), (0.3, 1), (-0.3, 1), (-0.3, -0.2), (-1, -0.2)), 255),
+    ],
     "hourglass": [(_outline((-0.8, -1), (0.8, -1), (0.15, 0), (0.8, 1), (-0.8, 1), (-0.15, 0)), 255)],
     "half-disc": [(_outline(*_arc(1.0, 0.0, math.pi)) - np.array([0.0, 0.4]), 255)],
     "frame": [(_polygon(4), 255), (0.55 * _polygon(4), 0)],
@@ -121,7 +125,8 @@ class Corpus:
     reliabilities of the three cues (0 to 1). ``shapes`` and ``textures`` list what can appear; label
     = position of the shape × number of textures + position of the texture.
 
-    Raises ValueError for a reliability outside [0, 1] or an unknown shape or texture.
+    Raises ValueError for a reliability outside [0, 1], an unknown shape or texture, or a seed that is no
+    whole number from 0 to 2⁶⁴ - 1.
     """
 
     seed: int = 0
@@ -135,6 +140,10 @@ class Corpus:
         for cue in ("shape", "texture", "palette"):
             if not 0 <= getattr(self, cue) <= 1:
                 raise ValueError(f"the reliability of {cue} is a probability, from 0 to 1; got {getattr(self, cue)}")
+        if not 0 <= self.seed < 2**64 or self.seed != int(self.seed):
+            raise ValueError(f"a corpus's seed is a whole number from 0 to 2**64 - 1; got {self.seed}")
+        if not self.shapes or not self.textures:
+            raise ValueError("a corpus needs at least one shape and one texture")
         for name in self.shapes:
             if name not in OUTLINES:
                 raise ValueError(f"unknown shape {name!r}; known: {', '.join(OUTLINES)}")
@@ -177,7 +186,7 @@ def render(corpus: Corpus, indices: Iterable[int]) -> Scenes:
     scenes = [_draw(corpus, int(index)) for index in indices]
     if not scenes:
         raise ValueError("no scene was asked for: indices is empty")
-    images, label, shape, texture, palette, mask, centre, scale = zip(*scenes)
+    images, label, shape, texture, palette, mask, centre, scale = zip(*scenes, strict=True)
     return Scenes(
         images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
         label=torch.tensor(label),
@@ -247,7 +256,7 @@ def _draw(corpus: Corpus, index: int) -> tuple:
     v = ((_Y - centre[1]) * math.cos(turn) - (_X - centre[0]) * math.sin(turn)) / period + choice[14]
     cells = (bits.random_raw(_CELLS * _CELLS // 8)).view(np.uint8).reshape(_CELLS, _CELLS)
     pattern = _pattern(corpus.textures[texture], u, v, cells)[..., None]
-    light, dark = _palette(palette, len(corpus.shapes) * kinds, choice[15:20])
+    light, dark = _palette(palette, choice[15:20])
     scene += alpha[..., None] * (pattern * light + (1 - pattern) * dark - scene)
 
     for k in range(int(choice[20] * (OCCLUDERS + 1))):
@@ -281,16 +290,19 @@ def _dead_leaves(leaves: np.ndarray) -> Image.Image:
     """(LEAVES, 6) uniform numbers → a dead-leaves picture, drawn at twice its size and averaged down."""
     low, high = LEAF_RADIUS
     radius = 2 * (low**-2 - leaves[:, 2] * (low**-2 - high**-2)) ** -0.5  # inverse of the distribution of density r⁻³
-    boxes = np.concatenate([leaves[:, :2] * 2 * SIZE - radius[:, None], leaves[:, :2] * 2 * SIZE + radius[:, None]], axis=1).tolist()
+    centre, radius = leaves[:, :2] * 2 * SIZE, radius[:, None]
+    boxes = np.concatenate([centre - radius, centre + radius], axis=1).tolist()
     colours = [tuple(int(255 * channel) for channel in _background_colour(*row)) for row in leaves[:, 3:].tolist()]
     picture = Image.new("RGB", (2 * SIZE, 2 * SIZE), colours[0])
     pen = ImageDraw.Draw(picture)
-    for box, colour in zip(boxes[1:], colours[1:]):
+    for box, colour in zip(boxes[1:], colours[1:], strict=True):
         pen.ellipse(box, fill=colour)
     return picture.reduce(2)
 
 
-def _alpha(outline: list[tuple[np.ndarray, int]], centre: tuple[float, float], scale: float, angle: float) -> np.ndarray:
+def _alpha(
+    outline: list[tuple[np.ndarray, int]], centre: tuple[float, float], scale: float, angle: float
+) -> np.ndarray:
     """Coverage (64, 64) in [0, 1] of an outline at a pose, drawn at four times its size and averaged down."""
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     stencil = Image.new("L", (4 * SIZE, 4 * SIZE), 0)
@@ -300,7 +312,7 @@ def _alpha(outline: list[tuple[np.ndarray, int]], centre: tuple[float, float], s
     return np.asarray(stencil.reduce(4), dtype=np.float32) / 255
 
 
-def _palette(palette: int, classes: int, u: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _palette(palette: int, u: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """The light and the dark colour (RGB, 0 to 255) of a class's palette, blurred by the uniform numbers ``u``.
 
     The hues of the classes are spread evenly, in an order in which neighbours in label are far apart;
