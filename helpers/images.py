@@ -6,7 +6,7 @@ Everything downstream takes batches of uint8 images and lets each model normalis
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -44,7 +44,8 @@ def scene_images(count: int, split: str = "test", corpus: scenes.Corpus | None =
     indices = scenes.split(split, count)
     data = scenes.SceneDataset(corpus, indices)
     pinned = hashlib.sha256(repr((corpus, indices)).encode()).hexdigest()
-    return ImageSet(count, data.__getitem__, {"source": f"scenes, {split} split", "size": scenes.SIZE, "sha256": pinned})
+    about = {"source": f"scenes, {split} split", "size": scenes.SIZE, "sha256": pinned}
+    return ImageSet(count, data.__getitem__, about)
 
 
 def folder_images(path: str | Path, size: int = 224, limit: int | None = None, seed: int = 0) -> ImageSet:
@@ -54,8 +55,8 @@ def folder_images(path: str | Path, size: int = 224, limit: int | None = None, s
     side to size / 0.875 and cropped in the middle. The order is shuffled because CKA needs the batches
     to mix the classes. The hash covers the names and the bytes of the files.
 
-    Raises ValueError if there is no such folder or no image in it, or (when it is read) for a file that
-    is no image, naming the file.
+    Raises ValueError if there is no such folder, no image in it or a limit below 1, and, when it is read,
+    for a file that is no image, naming the file.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -64,8 +65,7 @@ def folder_images(path: str | Path, size: int = 224, limit: int | None = None, s
     if not files:
         raise ValueError(f"no image below {root}; looked for {', '.join(sorted(EXTENSIONS))}")
     classes = {folder: label for label, folder in enumerate(sorted({file.parent for file in files}))}
-    random.Random(seed).shuffle(files)
-    files = files[:limit]
+    files = _shuffled(files, limit, seed)
     pinned = hashlib.sha256()
     for file in files:
         pinned.update(file.relative_to(root).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
@@ -75,8 +75,8 @@ def folder_images(path: str | Path, size: int = 224, limit: int | None = None, s
         try:
             with Image.open(file) as picture:
                 return pil_to_tensor(_crop(picture.convert("RGB"), size)), classes[file.parent]
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"cannot read {file} as an image: {error}; mend it or take it out of the folder") from error
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these
+            raise ValueError(f"cannot read {file} as an image ({error}); mend it or remove it") from error
 
     about = {"source": f"folder {root.name}", "size": size, "shuffled_with_seed": seed, "sha256": pinned.hexdigest()}
     return ImageSet(len(files), get, about)
@@ -86,10 +86,9 @@ def torchvision_images(dataset: Dataset, size: int = 224, limit: int | None = No
     """A torchvision set of (PIL image, label), such as ``torchvision.datasets.Imagenette(root, download=True)``.
 
     Resized, cropped and shuffled as by ``folder_images``. The hash covers the set's name and the order.
+    Raises ValueError for a limit below 1.
     """
-    order = list(range(len(dataset)))
-    random.Random(seed).shuffle(order)
-    order = order[:limit]
+    order = _shuffled(range(len(dataset)), limit, seed)
 
     def get(position: int) -> tuple[torch.Tensor, int]:
         picture, label = dataset[order[position]]
@@ -135,6 +134,15 @@ def normalise(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def _channels(values: Sequence[float], device: torch.device) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
+
+
+def _shuffled(items: Iterable, limit: int | None, seed: int) -> list:
+    """The first ``limit`` of the items (all, by default) in an order that depends on ``seed`` alone."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is a number of images, at least 1; got {limit}")
+    items = list(items)
+    random.Random(seed).shuffle(items)
+    return items[:limit]
 
 
 def _crop(picture: Image.Image, size: int) -> Image.Image:
