@@ -1,0 +1,145 @@
+"""Measurements on ImageNet-trained models and photographs, kept in ``data/recorded`` (``make record``).
+
+    make record WEIGHTS=folder IMAGES=folder
+
+``WEIGHTS`` is a folder with ``cards.json`` and ``weights/`` (or nothing, for timm's hub), ``IMAGES`` any folder of
+photographs. Each recording is a file of numbers with a sidecar that says what it was made from; no weight
+and no image is stored. ``recorded_cka(name)`` gives a recorded heat-map back, with its errors and controls.
+"""
+
+import argparse
+import hashlib
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.data import Subset
+from tqdm import tqdm
+
+from helpers import results, zoo
+from helpers.cka import CKAResult, MinibatchCKA, cka_heatmap, gram_row
+from helpers.images import ImageSet, batches, folder_images, normalise
+from helpers.taps import capture, taps_for
+from helpers.tokens import VIEWS, statistics, views
+
+MODELS = ("vit_tiny_patch16_224", "resnet50", "resnet152")
+STREAM = ("embed", "resid_mid", "resid_post", "stem", "block")  # kinds of taps: residual streams and block outputs
+BATCH = 256
+TWIN_IMAGES, TOKEN_IMAGES = 1024, 2560
+LARGE, SMALL, SIZED_IMAGES = 1024, 128, 3072  # of claim R30
+
+
+def recorded_cka(name: str, where: str | Path | None = None) -> tuple[CKAResult, dict[str, Any]]:
+    """A recorded CKA heat-map and its sidecar. Raises as ``results.read``, and ValueError for arrays that are not the sidecar's."""
+    _, sidecar = results.read(name, where or results.RECORDED)
+    file = Path(where or results.RECORDED) / f"{name}.safetensors"
+    if _sha256(file) != sidecar["arrays"]:
+        raise ValueError(f"{file} is not the file its sidecar describes; restore it, or run `make record` again")
+    return CKAResult.load(file), sidecar
+
+
+def similarity(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """Within- and cross-model CKA of all models in one pass, with shuffled images as control (Raghu et al. 2021, Figs. 1, 2, B.1)."""
+    result = cka_heatmap(networks, batches(images, BATCH), STREAM, shuffle=0, progress=True)
+    _write("similarity", result, "CKA between all layers of ImageNet-trained models", images, where, **notes)
+
+
+def twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """The same for the untrained twins of the models: what architecture and images alone bring about."""
+    images = _first(images, TWIN_IMAGES)
+    result = cka_heatmap(networks, batches(images, BATCH), STREAM, progress=True)
+    _write("similarity_untrained", result, "CKA between all layers of the untrained twins", images, where, **notes)
+
+
+def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """CKA of parts of the ViT's tokens (``tokens.VIEWS``) with each other and with the ResNet-50, and the parts' sizes."""
+    images = _first(images, TOKEN_IMAGES)
+    (vit_name, vit), (resnet_name, resnet) = list(networks.items())[:2]
+    taps, blocks = taps_for(vit, STREAM), taps_for(resnet, STREAM)
+    metric, sizes = MinibatchCKA(len(VIEWS) * len(taps) + len(blocks)), []
+    prefix = vit.num_prefix_tokens
+
+    def parts(x: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        return torch.stack([gram_row(part) for part in views(x, prefix).values()]), statistics(x, prefix)
+
+    with torch.inference_mode(), capture(vit, taps, parts) as vit_out, capture(resnet, blocks, gram_row) as resnet_out:
+        for batch, _ in tqdm(batches(images, BATCH), desc="tokens", unit="batch"):
+            vit(normalise(vit, batch))
+            resnet(normalise(resnet, batch))
+            rows = torch.stack([row for row, _ in vit_out.values()], dim=1)  # (views, taps, n²)
+            metric.update(torch.cat([rows.flatten(0, 1), torch.stack(list(resnet_out.values()))]))
+            sizes += [{"tap": tap.name, **vit_out[tap.name][1]} for tap in taps]
+    places = [(f"{vit_name}, {view}", tap.name, tap.kind, i / (len(taps) - 1)) for view in VIEWS for i, tap in enumerate(taps)]
+    places += [(resnet_name, tap.name, tap.kind, i / (len(blocks) - 1)) for i, tap in enumerate(blocks)]
+    sums, everything = metric.sums(), np.arange(len(places))
+    table = pd.DataFrame(places, columns=["model", "name", "kind", "depth"])
+    result = CKAResult(
+        sums, table, everything, everything, n_images=int(sums.images.sum()), batch=BATCH, batches=int(sums.batches.sum()),
+        skipped=0, estimator="HSIC, unbiased, summed over minibatches", dtype="float32",
+    )  # fmt: skip
+    _write("token_similarity", result, f"CKA of parts of the tokens of {vit_name}", images, where, **notes)
+    table = pd.DataFrame(sizes)
+    order = [tap.name for tap in taps]
+    table = table.groupby("tap").agg(
+        {column: "max" if column == "largest_norm" else "median" if column == "top_channel" else "mean" for column in table if column != "tap"}
+    )
+    table["top_channel"] = table["top_channel"].astype(int)
+    units = {column: "activation" if column.endswith("norm") else "share" for column in table if column != "top_channel"}
+    what = f"Norms and variance of the tokens of {vit_name}, means over batches of {BATCH}"
+    results.write("token_sizes", table.loc[order].reset_index(), what=what, units=units, images=images.describe(), where=where, **notes)
+
+
+def batch_sizes(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """The ViT's own map from the same images in large and in small batches (claim R30)."""
+    images = _first(images, SIZED_IMAGES)
+    name, model = next(iter(networks.items()))
+    for batch in (LARGE, SMALL):
+        result = cka_heatmap({name: model}, batches(images, batch), STREAM, progress=True)
+        _write(f"similarity_batch{batch}", result, f"CKA between all layers of {name}, in batches of {batch}", images, where, **notes)
+
+
+RECORDINGS = {"similarity": similarity, "twins": twins, "tokens": tokens, "batch_sizes": batch_sizes}
+
+
+def _first(images: ImageSet, count: int) -> ImageSet:
+    """The first ``count`` images of a set, described as such."""
+    if len(images) <= count:
+        return images
+    return ImageSet(count, Subset(images, range(count)).__getitem__, {**images.describe(), "first_of": len(images)})
+
+
+def _write(name: str, result: CKAResult, what: str, images: ImageSet, where: Path, **notes: Any) -> None:
+    where.mkdir(parents=True, exist_ok=True)
+    file = result.save(where / f"{name}.safetensors")
+    about = {"what": what, "units": {"depth": "share of the model's taps"}, "images": images.describe(), "where": where}
+    results.write(name, result.taps, **about, cka=result.info, arrays=_sha256(file), **notes)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Record measurements on ImageNet-trained models in data/recorded.")
+    parser.add_argument("--weights", help="folder with cards.json and weights/; timm's hub without it")
+    parser.add_argument("--images", required=True, help="folder of photographs")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="a ViT first, then a ResNet, then any others")
+    parser.add_argument("--only", nargs="+", choices=RECORDINGS, default=list(RECORDINGS), help="recordings to make")
+    parser.add_argument("--limit", type=int, help="number of images (all by default)")
+    parser.add_argument("--out", type=Path, default=results.RECORDED, help="folder to write to (data/recorded)")
+    given = parser.parse_args()
+    images = folder_images(given.images, limit=given.limit)
+    load = partial(zoo.load, folder=given.weights)
+    cards = {name: {key: value for key, value in zoo.local_card(name, given.weights).items() if key != "file"} for name in given.models}
+    for name in given.only:
+        loaded = {model: load(model, pretrained=name != "twins").to(memory_format=torch.channels_last) for model in given.models}
+        RECORDINGS[name](loaded, images, given.out, models=cards, recorded=date.today().isoformat())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Which tokens and channels make up a transformer's representation, and what CKA becomes without them.
+
+CKA weighs every direction by its variance, so a few tokens of very large norm, or one channel, can decide
+it alone while the rest of the representation goes on as before (Nguyen, Raghu & Kornblith 2022 for images;
+Darcet et al. 2024 and Sun et al. 2024 for tokens). ``views`` takes a representation apart so that the same
+CKA can be asked of each part; ``statistics`` says how large the parts are.
+"""
+
+import torch
+from torch import Tensor
+
+MASSIVE = 5.0  # a token is massive when its norm is more than this many times the median norm of its layer's patches
+
+VIEWS = {
+    "all tokens": "every token, as the layer gives it",
+    "CLS token": "the prefix tokens alone",
+    "patch tokens": "the patch tokens alone",
+    "mean patch": "the mean of the patch tokens",
+    "clipped tokens": "patch tokens; massive ones scaled down to the median norm, their direction kept",
+    "without top channel": "patch tokens without the one channel that varies most",
+}
+
+
+def views(x: Tensor, prefix: int) -> dict[str, Tensor]:
+    """The parts ``VIEWS`` of tokens x (n, prefix + T, d), each (n, …). Without prefix tokens there is no "CLS token"."""
+    if x.ndim != 3 or not 0 <= prefix < x.shape[1]:
+        raise ValueError(f"tokens have shape (n, prefix + patches, d); got {tuple(x.shape)} with {prefix} prefix tokens")
+    patches = x[:, prefix:]  # (n, T, d)
+    parts = {"all tokens": x, "CLS token": x[:, :prefix], "patch tokens": patches, "mean patch": patches.mean(1)}
+    norms = patches.norm(dim=-1, keepdim=True)  # (n, T, 1)
+    median = norms.median()
+    parts["clipped tokens"] = torch.where(norms > MASSIVE * median, patches * (median / norms), patches)
+    top = _channel_energy(patches).argmax()
+    parts["without top channel"] = torch.cat([patches[..., :top], patches[..., top + 1 :]], dim=-1)
+    return parts if prefix else {name: part for name, part in parts.items() if name != "CLS token"}
+
+
+def statistics(x: Tensor, prefix: int) -> dict[str, float]:
+    """How norms and variance are spread in tokens x (n, prefix + T, d).
+
+    Norms in the units of the activations: ``cls_norm`` (mean over images), ``median_norm`` and ``largest_norm`` of
+    the patch tokens. Shares from 0 to 1: ``massive_share`` of the patch tokens that are massive,
+    ``massive_images`` of the images that have one, ``massive_variance`` of the variance over images that massive
+    tokens carry, ``top_channel_variance`` that the most varying channel carries; ``top_channel`` is its number.
+    """
+    patches = x[:, prefix:]
+    norms = patches.norm(dim=-1)  # (n, T)
+    massive = norms > MASSIVE * norms.median()
+    energy = (patches - patches.mean(0)).square().sum(-1)  # (n, T)
+    channels = _channel_energy(patches)
+    return {
+        "cls_norm": float(x[:, :prefix].norm(dim=-1).mean()) if prefix else float("nan"),
+        "median_norm": float(norms.median()),
+        "largest_norm": float(norms.max()),
+        "massive_share": float(massive.float().mean()),
+        "massive_images": float(massive.any(1).float().mean()),
+        "massive_variance": float(energy[massive].sum() / energy.sum()),
+        "top_channel_variance": float(channels.max() / channels.sum()),
+        "top_channel": int(channels.argmax()),
+    }
+
+
+def _channel_energy(patches: Tensor) -> Tensor:
+    """Variance over images of each channel, summed over positions: (n, T, d) → (d,), up to a factor."""
+    return (patches - patches.mean(0)).square().sum((0, 1))
