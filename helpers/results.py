@@ -103,7 +103,7 @@ def read(name: str, where: str | Path | None = None) -> tuple[pd.DataFrame, dict
     if not path.exists():
         raise FileNotFoundError(_missing(name, path))
     if not path.with_suffix(".json").exists():
-        raise FileNotFoundError(f"{path} has no sidecar {path.stem}.json, so nothing is known of it; {_remedy(name, where)}")
+        raise FileNotFoundError(f"{path} has no sidecar, so nothing is known of it; {_remedy(name, where)}")
     text = path.read_bytes().decode()
     sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     if _sha256(text) != sidecar.get("sha256"):
@@ -164,7 +164,7 @@ def _model_notes(models: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
 
 def _path(name: str, where: str | Path | None) -> Path:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*", name) or name.startswith("claims/"):
-        raise ValueError(f"{name!r} is no name for a table: lower-case letters, digits, '_', '-' and '.', with '/' between folders")
+        raise ValueError(f"{name!r} is no name for a table: use lower-case letters, digits, '_', '-', '.' and '/'")
     return (Path(where) if where else folder()) / f"{name}.csv"
 
 
