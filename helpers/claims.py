@@ -1,197 +1,183 @@
-"""What this book's measurements say of the papers' claims: verdicts, and the scoreboard made of them.
+"""Claims and the scoreboard: what chapters use, and the pages made of the verdicts.
 
-A chapter hands over each statistic of a claim of ``book/claims.yml`` with its uncertainty, an interval that covers
-the true value with 95 % probability, and gets a verdict:
+    claims.record("R1", "scenes", value, stderr, figure="fig-within", chapter="02_representation", n=2560)
+    claims.chapter_verdicts("02_representation")        # the last cell of a chapter
 
-    holds          the whole interval meets the criterion, for every part of the claim
-    fails          for some part, no value in the interval meets it
-    inconclusive   anything else
-
-A claim that a track cannot test is *not testable here*, and the file says why. That every part must hold costs no
-correction for their number (an intersection-union test); the intervals are not corrected for the number of claims.
+The claims themselves are in ``book/claims.yml`` (read by ``helpers.registry``); what a verdict is, ``helpers.verdicts``
+says. This room shows them: a chapter's own share at its end, and the scoreboard page of the whole book.
 """
 
-import difflib
-import json
-import math
-import os
+import html
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from scipy import stats
+from helpers.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, ClaimsError, Criterion, Part, load
+from helpers.verdicts import Measured, Verdict, label, record, unrecorded, verdicts
 
-from helpers import results
-from helpers.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, Part, load, number
+__all__ = [
+    "Claim", "ClaimsError", "Criterion", "Measured", "Part", "Verdict", "chapter_verdicts", "load", "record",
+    "scoreboard_page", "unrecorded", "verdicts",
+]  # fmt: skip
 
-UNTESTABLE, PLANNED = "not testable here", "planned"
-COVERAGE = 0.95
-GROUPS = 16  # jackknife groups, see helpers.cka: Student's t with one degree of freedom less
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The statistic of one part, the ends of its interval, and the verdict on this part alone."""
-
-    part: Part
-    value: float
-    low: float
-    high: float
-    word: str
-
-    def __str__(self) -> str:
-        unit = f" {self.part.unit}" if self.part.unit else ""
-        ends = "" if self.low == self.high else f" ({interval_text(self.low, self.high)})"
-        return f"{value_text(self.value, self.low, self.high)}{ends}{unit}"
+UNTESTABLE, PLANNED, UNRECORDED = "not testable here", "planned", "not in this build"
+BADGES = {  # symbol, background, text: told apart by word and symbol too, and legible on light and dark pages
+    HOLDS: ("✓", "#00618f", "#ffffff"),
+    FAILS: ("✗", "#a63c00", "#ffffff"),
+    INCONCLUSIVE: ("?", "#f0c75e", "#000000"),
+    UNTESTABLE: ("–", "#5c5c5c", "#ffffff"),
+    PLANNED: ("…", "#e3e3e3", "#000000"),
+    UNRECORDED: ("…", "#e3e3e3", "#000000"),
+}
+INTRODUCTION = """\
+What the papers claim, and what this book measures. A claim *holds* on a track when the whole 95 % interval of its
+statistic meets the criterion, *fails* when no value in the interval does, and is *inconclusive* otherwise; a claim of
+several parts holds when all of them do, and fails when one does. The criteria were fixed before anything was measured
+(`book/claims.yml`); where the paper says no more than "larger" or "small", the number is this book's choice, and the
+reason stands beside it. *Scenes* is the controlled track, *ImageNet* the observed one."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What one track says of a claim."""
-
-    claim: Claim
-    track: str
-    word: str
-    parts: tuple[Measured, ...]
-    figure: str
-    n: int | None = None
-    note: str = ""
-
-    def __str__(self) -> str:
-        numbers = "; ".join(f"{label(m.part)}{m}, asked for {m.part.criterion}" for m in self.parts)
-        return f"{self.claim.id} on {self.track}: {self.word}. {numbers}"
-
-    __repr__ = __str__
+def badge(word: str) -> str:
+    """A verdict as colour, symbol and word, in HTML."""
+    symbol, background, colour = BADGES[word]
+    style = f"background:{background};color:{colour};border-radius:0.3em;padding:0.1em 0.5em;white-space:nowrap"
+    return f'<span class="verdict" style="{style}">{symbol} {word}</span>'
 
 
-def record(
-    claim_id: str,
-    track: str,
-    value: float | Mapping[str, float],
-    stderr: float | Mapping[str, float] | None = None,
-    *,
-    interval: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None,
-    figure: str,
-    chapter: str,
-    n: int | None = None,
-    note: str = "",
-    groups: int = GROUPS,
-) -> Verdict:
-    """Hold what a chapter measured against a claim, keep it for the scoreboard, and return the verdict.
+def status(claim: Claim, track: str, found: Mapping[tuple[str, str], Verdict]) -> str:
+    """The word for a claim on a track: its verdict, or why there is none."""
+    if track in claim.untestable:
+        return UNTESTABLE
+    if claim.status == "planned":
+        return PLANNED
+    return found[claim.id, track].word if (claim.id, track) in found else UNRECORDED
 
-    ``value``: the statistic; for a claim of several parts a mapping from part to statistic, and ``stderr`` or
-    ``interval`` likewise. ``stderr``: a jackknife standard error over ``groups`` groups; the interval is then
-    value ± t · stderr, with t the 97.5 % quantile of Student's distribution with groups − 1 degrees of freedom.
-    ``interval``: the 95 % interval itself, say of a bootstrap over images. ``figure``: the name of the figure that
-    shows it (``fig-…``). ``n``: the number of independent units behind it, images or seeds.
 
-    Recording a claim again replaces the former record of this chapter; other chapters' records are never touched.
+def numbers_text(verdict: Verdict) -> str:
+    """What was measured and what was asked for, in one line."""
+    return "; ".join(f"{label(m.part)}{m}, asked for {m.part.criterion}" for m in verdict.parts)
 
-    Raises:
-        ValueError: an unknown claim or track, a track on which the claim cannot be tested, a claim of another
-            chapter or one that is only planned, parts that are not the claim's, a value that is not finite, no
-            uncertainty or two of them.
+
+class ChapterVerdicts:
+    """A chapter's claims and their verdicts: HTML in a notebook or on a page, plain lines elsewhere."""
+
+    def __init__(self, claims: list[Claim], found: Mapping[tuple[str, str], Verdict]):
+        self.claims, self.found = claims, found
+
+    def __repr__(self) -> str:
+        return "\n".join(str(self.found[c.id, t]) for c in self.claims for t in TRACKS if (c.id, t) in self.found)
+
+    def _repr_html_(self) -> str:
+        return "\n".join(['<div class="verdicts">', *map(self._card, self.claims), "</div>"])
+
+    def _card(self, claim: Claim) -> str:
+        lines = [self._line(claim, track) for track in TRACKS]
+        head = f'<a href="../book/scoreboard.html#claim-{claim.id.lower()}"><strong>{claim.id}</strong></a>'
+        style = "border-top:1px solid #8888;padding:0.6em 0;line-height:1.7;text-align:left"
+        return (
+            f'<div style="{style}">{head} {html.escape(claim.sentence)} '
+            f"<em>({html.escape(claim.paper)}, {html.escape(claim.figures)})</em>{''.join(lines)}</div>"
+        )
+
+    def _line(self, claim: Claim, track: str) -> str:
+        word = status(claim, track, self.found)
+        text = ""
+        if word == UNTESTABLE:
+            text = untestable_text(claim, track)
+        elif verdict := self.found.get((claim.id, track)):
+            text = f"{numbers_text(verdict)}. {verdict.note}".strip()
+        link = f' <a href="#{verdict.figure}">Our figure</a>' if word in (HOLDS, FAILS, INCONCLUSIVE) else ""
+        return f"<div>{badge(word)} <strong>{TRACKS[track]}</strong> {html.escape(text)}{link}</div>"
+
+
+def untestable_text(claim: Claim, track: str) -> str:
+    """Why a track can't test a claim, and what would."""
+    why = claim.untestable[track]
+    return why.reason + (f" Would do: {', '.join(why.checkpoints)}." if why.checkpoints else "")
+
+
+def chapter_verdicts(chapter: str) -> ChapterVerdicts:
+    """A chapter's own share of the scoreboard, to be shown by its last cell.
+
+    Raises ``ValueError`` for a chapter without claims, or if one of its claims has not been recorded yet.
     """
-    claims = load()
-    if claim_id not in claims:
-        near = difflib.get_close_matches(claim_id, claims, n=3, cutoff=0.4)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"no claim {claim_id!r} in book/claims.yml{hint}")
-    claim = claims[claim_id]
-    if track not in TRACKS:
-        raise ValueError(f"unknown track {track!r}; tracks are {', '.join(TRACKS)}")
-    if track not in claim.tracks:
-        raise ValueError(f"{claim_id} cannot be tested on {track}: {claim.untestable[track].reason}")
-    if claim.chapter != chapter:
-        raise ValueError(f"{claim_id} is assigned to chapter {claim.chapter} in book/claims.yml, not to {chapter}")
-    if claim.status != "measured":
-        raise ValueError(f"{claim_id} is {claim.status} in book/claims.yml: set its status to measured first")
-    if not re.fullmatch(r"fig-[a-z0-9-]+", figure):
-        raise ValueError(f"{claim_id}: figure is the name of one of the chapter's figures, 'fig-…'; got {figure!r}")
-    if (stderr is None) == (interval is None):
-        raise ValueError(f"{claim_id}: give the uncertainty of its value, as stderr or as interval")
-    numbers = {}
-    for part, single in _by_part(claim, value, "value").items():
-        if stderr is not None:
-            reach = float(_by_part(claim, stderr, "stderr")[part]) * stats.t.ppf((1 + COVERAGE) / 2, groups - 1)
-            low, high = float(single) - reach, float(single) + reach
-        else:
-            low, high = map(float, _by_part(claim, interval, "interval")[part])
-        if not all(map(math.isfinite, (float(single), low, high))) or low > high:
-            raise ValueError(f"{claim_id}, {part}: {single} between {low} and {high} is not a finite interval")
-        numbers[part] = {"value": float(single), "low": low, "high": high}
-    entry = {"parts": numbers, "figure": figure, "n": n, "note": note}
-    path = results.folder() / "claims" / f"{chapter}.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    stored.setdefault(claim_id, {})[track] = entry | {"verdict": _judge(claim, track, entry).word}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-    return _judge(claim, track, entry)
+    mine = [claim for claim in load().values() if claim.chapter == chapter and claim.status == "measured"]
+    if not mine:
+        raise ValueError(f"book/claims.yml has no measured claim of a chapter {chapter!r}")
+    found = verdicts()
+    if absent := [f"{c.id} on {t}" for c in mine for t in c.tracks if (c.id, t) not in found]:
+        raise ValueError(f"chapter {chapter} has not recorded {', '.join(absent)}: call claims.record for each")
+    return ChapterVerdicts(mine, found)
 
 
-def _by_part(claim: Claim, given: Any, what: str) -> Mapping[str, Any]:
-    """``given`` as a mapping from the claim's parts."""
-    names = [part.name for part in claim.parts]
-    given = given if isinstance(given, Mapping) else {"value": given}
-    if set(given) != set(names):
-        raise ValueError(f"{claim.id}: {what} is needed for the parts {', '.join(names)}; got {', '.join(given)}")
-    return given
+def scoreboard_page(folder: str | Path | None = None) -> str:
+    """The scoreboard as a page of the book, in MyST Markdown.
+
+    ``folder``: the results folder whose verdicts it shows. A link to a figure that no chapter has makes the build of
+    the site fail. The page depends on the claims and the verdicts alone, not on the time or the machine.
+    """
+    claims, found = load(), verdicts(folder)
+    lines = ["# Scoreboard", "", INTRODUCTION, "", *_summary(list(claims.values()), found)]
+    sections: dict[tuple[str, str, str], list[Claim]] = {}
+    for claim in claims.values():
+        sections.setdefault((claim.paper, claim.section, claim.chapter), []).append(claim)
+    paper = None
+    for (of, title, chapter), group in sections.items():
+        if of != paper:
+            lines += ["", f"## {of}"]
+            paper = of
+        there = any((claim.id, track) in found for claim in group for track in TRACKS)
+        where = f"Measured in [](/notebooks/{chapter}.ipynb)." if there else f"To be measured in chapter {chapter}."
+        lines += ["", f"### {title}", "", where]
+        for claim in group:
+            lines += ["", *_entry(claim, found)]
+    return "\n".join(lines) + "\n"
 
 
-def _judge(claim: Claim, track: str, entry: Mapping[str, Any]) -> Verdict:
-    numbers = _by_part(claim, entry["parts"], "a number")
-    parts = []
+def _summary(claims: list[Claim], found: Mapping[tuple[str, str], Verdict]) -> list[str]:
+    """How many claims have which verdict, a column for each track."""
+    counts = {track: Counter(status(claim, track, found) for claim in claims) for track in TRACKS}
+    words = [word for word in BADGES if any(counts[track][word] for track in TRACKS)]
+    head = ["| | " + " | ".join(TRACKS.values()) + " |", "|:--|" + "--:|" * len(TRACKS)]
+    return head + [f"| {badge(word)} | " + " | ".join(str(counts[t][word]) for t in TRACKS) + " |" for word in words]
+
+
+def _entry(claim: Claim, found: Mapping[tuple[str, str], Verdict]) -> list[str]:
+    """One claim: its sentence, a line for each track, and how it is measured, folded away."""
+    lines = [f"(claim-{claim.id.lower()})=", f"::::{{card}} {claim.id} · {_markdown(claim.sentence)}"]
+    reported = f" The paper reports: {claim.reported}." if claim.reported else ""
+    lines += [_markdown(f"{claim.figures}.{reported}"), ""]
+    for track, name in TRACKS.items():
+        word = status(claim, track, found)
+        text = ""
+        if word == UNTESTABLE:
+            text = f" {_markdown(claim.untestable[track].reason)}{_checkpoints(claim, track)}"
+        elif word in (HOLDS, FAILS, INCONCLUSIVE):
+            verdict = found[claim.id, track]
+            note = f" {verdict.note}" if verdict.note else ""
+            text = f" {_markdown(numbers_text(verdict))} ({{numref}}`{verdict.figure}`).{_markdown(note)}"
+        lines += [f"{badge(word)} **{name}**{text}", ""]
+    lines += [":::{dropdown} How it is measured"]
     for part in claim.parts:
-        value, low, high = (numbers[part.name][key] for key in ("value", "low", "high"))
-        parts.append(Measured(part, value, low, high, part.criterion.judge(low, high)))
-    words = {measured.word for measured in parts}
-    word = FAILS if FAILS in words else HOLDS if words == {HOLDS} else INCONCLUSIVE
-    return Verdict(claim, track, word, tuple(parts), entry["figure"], entry["n"], entry["note"])
+        name = f"*{part.name}*: " if part.name != "value" else ""
+        why = f" Why this number: {part.why}" if part.why else ""
+        unit = f" {part.unit}" if part.unit else ""
+        lines += [
+            f"{name}{_markdown(part.statistic)} Asked for: {_markdown(str(part.criterion))}{unit}.{_markdown(why)}",
+            "",
+        ]
+    if claim.changed:
+        was, date, reason = (_markdown(claim.changed[key]) for key in ("was", "date", "reason"))
+        lines += [f"**Changed after it had been measured** ({date}): before, {was}. Reason: {reason}", ""]
+    return [*lines, ":::", "::::"]
 
 
-def verdicts(folder: str | Path | None = None) -> dict[tuple[str, str], Verdict]:
-    """All verdicts below a results folder, by (claim, track), judged anew by today's criteria.
-
-    Raises ``ValueError`` for records that do not fit the claims as they are now.
-    """
-    claims, found = load(), {}
-    for path in sorted((Path(folder or results.folder()) / "claims").glob("*.json")):
-        for claim_id, tracks in json.loads(path.read_text(encoding="utf-8")).items():
-            for track, entry in tracks.items():
-                claim = claims.get(claim_id)
-                if claim is None or track not in claim.tracks or claim.chapter != path.stem:
-                    raise ValueError(f"{path} records {claim_id} on {track}, not its claim: run the chapter again")
-                found[claim_id, track] = _judge(claim, track, entry)
-    return found
+def _checkpoints(claim: Claim, track: str) -> str:
+    names = claim.untestable[track].checkpoints
+    return f" Would do: {', '.join(f'`{name}`' for name in names)}." if names else ""
 
 
-def unrecorded(folder: str | Path | None = None) -> list[tuple[str, str]]:
-    """The (claim, track) that book/claims.yml calls measured and no chapter has recorded in this folder."""
-    have = verdicts(folder)
-    wanted = [(claim.id, track) for claim in load().values() if claim.status == "measured" for track in claim.tracks]
-    return [pair for pair in wanted if pair not in have]
-
-
-def _decimals(low: float, high: float) -> int:
-    """As many decimals as give the half-width of an interval two digits, between none and four."""
-    half = (high - low) / 2
-    return min(4, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
-
-
-def value_text(value: float, low: float, high: float) -> str:
-    """A value with as many decimals as its interval warrants."""
-    return number(value, _decimals(low, high))
-
-
-def interval_text(low: float, high: float) -> str:
-    """The interval, "0.29 to 0.33"."""
-    return f"{number(low, _decimals(low, high))} to {number(high, _decimals(low, high))}"
-
-
-def label(part: Part) -> str:
-    """The name of a part in front of its number; nothing for a claim's only part."""
-    return "" if part.name == "value" else f"{part.name} "
+def _markdown(text: str) -> str:
+    """Text that is to be read as it stands, in Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>$|])", r"\\\1", text)
