@@ -1,8 +1,9 @@
 """One recipe for every model of the zoo. ``python -m helpers.training`` (``make zoo``) trains what is missing.
 
-A run can be stopped at any time and goes on where it stopped, to the same weights: the images of step
-*s* and their augmentation depend on (seed, *s*) alone, and the learning rate on *s* alone, so weights
-and optimiser states are all that has to be kept.
+A run can be stopped at any time and goes on where it stopped, to the same weights (bit for bit, with the
+same number of threads): the images of step *s* and their augmentation depend on (seed, *s*) alone, and
+the learning rate on *s* alone, so weights and optimiser states are all that has to be kept. They are
+kept in ``.training/``, with the rendered scenes, where ``make clean`` leaves them.
 
 The recipe is that of today's small transformers: cross-entropy, flips and quarter turns, linear
 warm-up and cosine decay, gradient clipping, bfloat16 autocast; Muon (Jordan et al. 2024) for the
@@ -14,6 +15,7 @@ such matrices (its kernels have four axes), so there AdamW does it all.
 import argparse
 import math
 import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from hashlib import sha256
@@ -28,22 +30,32 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from helpers import scenes, zoo
+from helpers.evaluation import TEST_SCENES, fit_colours, measure
 from helpers.images import normalise
 from helpers.scenes import Corpus, render, split
 from helpers.zoo import Card, Recipe
 
-WORK = zoo.ROOT / "build" / "zoo"  # rendered scenes and unfinished runs
-TEST_SCENES = 4096  # held-out scenes on which a card's accuracies are measured
+WORK = zoo.ROOT / ".training"  # rendered scenes (1.2 GB) and unfinished runs
 CURVE_POINTS = 50
 CHECKPOINT_SECONDS = 60
 
 
-def train(card: Card, work: Path = WORK, stop_after: int | None = None, progress: bool = True) -> nn.Module | None:
-    """Train the model of a card, from where an earlier run of it stopped, and store it in the zoo's folder.
+def train(
+    card: Card,
+    work: Path = WORK,
+    stop_after: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    test_scenes: int = TEST_SCENES,
+    progress: bool = True,
+) -> nn.Module | None:
+    """Train the model of a card, from where an earlier run of it stopped, and store it in ``zoo.FOLDER``.
 
-    ``stop_after`` ends the run after that many steps of this call, with a checkpoint in ``work``, and
-    returns None; otherwise returns the trained model. Rendered scenes are kept in ``work`` too.
+    Checkpoints and rendered scenes are kept in ``work``. ``stop_after`` ends the run after that many
+    steps of this call, with a checkpoint, and returns None; otherwise returns the trained model.
+    Raises FloatingPointError where the loss is no longer finite.
     """
+    if card.family == "colours":
+        return _train_baseline(card, work, test_scenes)
     recipe = card.recipe
     steps = recipe.images_seen // recipe.batch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,24 +64,25 @@ def train(card: Card, work: Path = WORK, stop_after: int | None = None, progress
     unfuse_attention(model)
     optimisers = _optimisers(model, recipe)
     checkpoint = work / f"{card.name}-{_fingerprint(card)}.pt"
-    step, curve, seconds = 0, [], 0.0
+    step, curve, seconds, smoothed = 0, [], 0.0, math.log(len(card.corpus.classes))
     if checkpoint.exists():
         kept = torch.load(checkpoint, map_location=device, weights_only=True)
-        step, curve, seconds = kept["step"], kept["curve"], kept["seconds"]
+        step, curve, seconds, smoothed = (kept[key] for key in ("step", "curve", "seconds", "smoothed"))
         model.load_state_dict(kept["model"])
-        for optimiser, state in zip(optimisers, kept["optimisers"]):
+        for optimiser, state in zip(optimisers, kept["optimisers"], strict=True):
             optimiser.load_state_dict(state)
 
     def keep():
-        state = {"step": step, "curve": curve, "seconds": seconds, "model": model.state_dict()}
+        state = {"step": step, "curve": curve, "seconds": seconds, "smoothed": smoothed, "model": model.state_dict()}
         temporary = checkpoint.with_suffix(".tmp")
         torch.save({**state, "optimisers": [optimiser.state_dict() for optimiser in optimisers]}, temporary)
         temporary.replace(checkpoint)
 
     model.train()
     last = steps if stop_after is None else min(steps, step + stop_after)
-    bar = tqdm(total=steps, initial=step, desc=card.name, unit="step", disable=not progress, mininterval=5)
-    smoothed, kept_at, started = (curve[-1][1] if curve else math.log(zoo.CLASSES)), time.monotonic(), time.monotonic()
+    seen = {"total": steps * recipe.batch, "initial": step * recipe.batch, "unit": " images"}
+    bar = tqdm(**seen, desc=card.name, disable=not progress, mininterval=2)
+    kept_at = started = time.monotonic()
     while step < last:
         batch, target = _batch(images, labels, card, step, device)
         for optimiser in optimisers:
@@ -83,62 +96,70 @@ def train(card: Card, work: Path = WORK, stop_after: int | None = None, progress
         for optimiser in optimisers:
             optimiser.step()
         step += 1
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"{card.name}: the loss is {loss.item()} at step {step}; lower its learning rate")
         smoothed += 0.05 * (loss.item() - smoothed)
         if step % max(1, steps // CURVE_POINTS) == 0:
             curve.append([step * recipe.batch, round(smoothed, 4)])
-        bar.update()
-        bar.set_postfix_str(f"loss {smoothed:.3f}, {bar.format_dict['rate'] or 0:.2f} × {recipe.batch} images/s", refresh=False)
-        if time.monotonic() - kept_at > CHECKPOINT_SECONDS:
-            seconds, started, kept_at = seconds + time.monotonic() - started, time.monotonic(), time.monotonic()
+        bar.set_postfix_str(f"loss {smoothed:.3f}", refresh=False)
+        bar.update(recipe.batch)
+        now = time.monotonic()
+        if now - kept_at >= checkpoint_seconds:
+            seconds, started, kept_at = seconds + now - started, now, now
             keep()
     bar.close()
     seconds += time.monotonic() - started
     if step < steps:
         keep()
         return None
-    model = model.cpu().eval()
-    for parameter in model.parameters():  # measured as it is stored
-        parameter.data = parameter.data.half().float()
-    zoo.save(card, model, {"accuracy": measure(model, card.corpus), "curve": curve, "run": _run(seconds, step, recipe, device)})
+    _store(card, model, test_scenes, {"curve": curve, "run": _run(seconds, step * recipe.batch, device)})
     checkpoint.unlink(missing_ok=True)
     return model
 
 
-def measure(model: nn.Module, corpus: Corpus, count: int = TEST_SCENES) -> dict:
-    """Accuracies on the test split: of the pair, of the shape and of the texture; as it is and with each cue ablated.
+def train_missing(cards: Iterable[Card], work: Path = WORK, **options) -> list[str]:
+    """Train, one after another, the models of ``cards`` that are not stored yet; the names of those trained.
 
-    ``{"all cues": {"pair": …, "shape": …, "texture": …}, "without shape": …, "without texture": …,
-    "without palette": …}``. An answer is scored against the scene's label; where a cue is ablated the
-    label says nothing about it, so that its score falls to what the other cues give away.
+    ``options`` are those of ``train``. A stored model is left as it is, and said to be out of date if its
+    card no longer has the recipe of the catalogue.
     """
-    table = {"all cues": accuracy(model, corpus, count)}
-    for cue in ("shape", "texture", "palette"):
-        table[f"without {cue}"] = accuracy(model, corpus.without(cue), count)
-    return table
+    trained = []
+    for card in cards:
+        if zoo.is_stored(card.name):
+            outdated = "" if zoo.is_current(card) else ", but from another recipe; delete its files to train it again"
+            print(f"{card.name}: there already{outdated}", flush=True)
+        elif train(card, work, **options) is not None:
+            trained.append(card.name)
+            reached = zoo.card(card.name)["accuracy"]["all cues"]
+            print(f"{card.name}: {', '.join(f'{cue} {share:.1%}' for cue, share in reached.items())}", flush=True)
+    return trained
 
 
-@torch.inference_mode()
-def accuracy(model: nn.Module, corpus: Corpus, count: int = TEST_SCENES, batch: int = 256) -> dict[str, float]:
-    """Share of ``count`` test scenes whose label, label's shape and label's texture the model names."""
-    kinds, right = len(corpus.textures), torch.zeros(3)
-    indices = split("test", count)
-    for start in range(0, count, batch):
-        drawn = render(corpus, indices[start : start + batch])
-        answer = model(normalise(model, drawn.images)).argmax(1).cpu()
-        same = (answer == drawn.label, answer // kinds == drawn.label // kinds, answer % kinds == drawn.label % kinds)
-        right += torch.stack([hit.sum() for hit in same])
-    return dict(zip(("pair", "shape", "texture"), (right / count).round(decimals=4).tolist()))
+def _train_baseline(card: Card, work: Path, test_scenes: int) -> nn.Module:
+    """Fit the colour histogram to the scenes that the networks are trained on."""
+    started = time.monotonic()
+    model = fit_colours(zoo.build(card), *training_scenes(card.corpus, card.recipe.distinct_images, work))
+    run = _run(time.monotonic() - started, card.recipe.distinct_images, torch.device("cpu"))
+    _store(card, model, test_scenes, {"run": run})
+    return model
+
+
+def _store(card: Card, model: nn.Module, test_scenes: int, about: dict) -> None:
+    model.cpu().eval()
+    for parameter in model.parameters():  # measured as it is stored
+        parameter.data = parameter.data.half().float()
+    zoo.save(card, model, {"test_scenes": test_scenes, "accuracy": measure(model, card.corpus, test_scenes), **about})
 
 
 def unfuse_attention(model: nn.Module) -> None:
-    """Let attention be computed step by step: on a CPU torch's fused kernel is slow backwards (twice the time a step)."""
+    """Let attention be computed step by step: on a CPU torch's fused kernel doubles the time of a training step."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
 
 
 def training_scenes(corpus: Corpus, count: int, work: Path = WORK) -> tuple[torch.Tensor, torch.Tensor]:
-    """The training split's first ``count`` scenes, (count, 3, 64, 64) uint8 and labels (count,); rendered once, kept in ``work``."""
+    """The first ``count`` training scenes: images (count, 3, 64, 64) uint8, labels (count,); kept in ``work``."""
     work.mkdir(parents=True, exist_ok=True)
     source = Path(scenes.__file__).read_bytes()
     stem = f"scenes-{sha256(source + repr((corpus, count)).encode()).hexdigest()[:16]}"
@@ -146,9 +167,13 @@ def training_scenes(corpus: Corpus, count: int, work: Path = WORK) -> tuple[torc
     if not all(file.exists() for file in files):
         indices = split("train", count)
         parts = [indices[start : start + 1000] for start in range(0, count, 1000)]
-        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-            drawn = list(tqdm(pool.map(_draw, [corpus] * len(parts), parts), total=len(parts), desc="rendering", unit="k scenes"))
-        for file, arrays in zip(files, zip(*drawn)):
+        if len(parts) == 1:
+            drawn = [_draw(corpus, indices)]
+        else:
+            with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+                drawing = pool.map(_draw, [corpus] * len(parts), parts)
+                drawn = list(tqdm(drawing, total=len(parts), desc="rendering", unit="k scenes"))
+        for file, arrays in zip(files, zip(*drawn, strict=True), strict=True):
             temporary = file.with_suffix(".tmp.npy")
             np.save(temporary, np.concatenate(arrays))
             temporary.replace(file)
@@ -157,13 +182,12 @@ def training_scenes(corpus: Corpus, count: int, work: Path = WORK) -> tuple[torc
 
 
 def _draw(corpus: Corpus, indices: range) -> tuple[np.ndarray, np.ndarray]:
-    torch.set_num_threads(1)
     drawn = render(corpus, indices)
     return drawn.images.numpy(), drawn.label.numpy()
 
 
 def _batch(images: torch.Tensor, labels: torch.Tensor, card: Card, step: int, device: torch.device):
-    """The images and labels of a step: drawn at random, each turned and mirrored by one of the square's eight symmetries."""
+    """The images and labels of a step, chosen at random, each under one of the eight symmetries of a square."""
     generator = torch.Generator().manual_seed(1_000_003 * card.seed + step)
     chosen = torch.randint(len(images), (card.recipe.batch,), generator=generator)
     symmetry = torch.randint(8, (card.recipe.batch,), generator=generator).to(device)
@@ -202,26 +226,29 @@ def _fingerprint(card: Card) -> str:
     return sha256(repr(asdict(card)).encode()).hexdigest()[:12]
 
 
-def _run(seconds: float, steps: int, recipe: Recipe, device: torch.device) -> dict:
-    rate = round(steps * recipe.batch / seconds) if seconds else None
+def _run(seconds: float, images: int, device: torch.device) -> dict:
+    rate = round(images / seconds) if seconds else None
     threads = torch.get_num_threads()
     versions = {"torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__}
     return {"seconds": round(seconds), "images_per_second": rate, "device": device.type, "threads": threads, **versions}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the models of the zoo that are missing; resumes where it stopped.")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: ``python -m helpers.training [NAME …]``."""
+    cards = {**zoo.ZOO, zoo.BASELINE.name: zoo.BASELINE}
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.training",
+        description="Train the models of the zoo that are missing; a run that was stopped goes on where it stopped.",
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="models to train (all that are missing by default)")
-    wanted = parser.parse_args().names or list(zoo.ZOO)
-    unknown = [name for name in wanted if name not in zoo.ZOO]
+    wanted = parser.parse_args(arguments).names or list(cards)
+    unknown = [name for name in wanted if name not in cards]
     if unknown:
-        parser.error(f"not in the zoo: {', '.join(unknown)}; it has {', '.join(zoo.ZOO)}")
-    for name in wanted:
-        if name in zoo.names():
-            print(f"{name}: there already")
-            continue
-        train(zoo.ZOO[name])
-        print(f"{name}: {zoo.card(name)['accuracy']['all cues']}", flush=True)
+        parser.error(f"not in the zoo: {', '.join(unknown)}; it has {', '.join(cards)}")
+    train_missing(cards[name] for name in wanted)
+    if all(zoo.is_stored(name) for name in cards):
+        for file in WORK.glob("scenes-*.npy"):
+            file.unlink()
 
 
 if __name__ == "__main__":

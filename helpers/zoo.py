@@ -2,8 +2,8 @@
 
 Three kinds of model answer to a name:
 
-* the zoo, trained by this book on its own scenes (``ZOO``): weights in ``data/zoo/NAME.safetensors``,
-  card with recipe, accuracy and the weights' sha256 in ``data/zoo/NAME.json``;
+* the zoo, trained by this book on its own scenes (``ZOO``, and the ``BASELINE`` beside it): weights in
+  ``data/zoo/NAME.safetensors``, card with recipe, accuracy and the weights' sha256 in ``data/zoo/NAME.json``;
 * a model of a local folder that holds ``cards.json`` and ``weights/``, given as ``folder`` or in the
   environment variable ``VIT_BOOK_WEIGHTS``;
 * any other name that timm knows, with weights from timm's hub.
@@ -28,13 +28,14 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from helpers.evaluation import ColourHistogram
 from helpers.scenes import SIZE, Corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "data" / "zoo"
 WEIGHTS_VARIABLE = "VIT_BOOK_WEIGHTS"
+_REMEDY = "restore it from version control, or delete it and run `make zoo`"
 SCENES_CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, SIZE, SIZE)}
-CLASSES = len(Corpus().classes)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Card:
     """A model of the zoo: what is built, from which seed, and how it is trained."""
 
     name: str
-    family: str  # "vit" or "resnet"
+    family: str  # "vit", "resnet" or "colours"
     about: str
     architecture: dict = field(default_factory=dict)
     recipe: Recipe = Recipe()
@@ -79,74 +80,94 @@ ZOO: dict[str, Card] = {
 }
 
 
+BASELINE = Card("colours", "colours", "linear probe on the histogram of an image's colours: it sees no form at all")
+"""Not one of the networks, but trained on the same scenes, stored and measured as they are. Of its recipe
+only ``distinct_images`` applies: logistic regression is a convex problem."""
+
+
 def build(card: Card, seed: int | None = None) -> nn.Module:
     """The untrained network of a card, its weights drawn from ``seed`` (the card's own by default)."""
+    classes = len(card.corpus.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(card.seed if seed is None else seed)
         if card.family == "vit":  # 8 × 8 tokens of 8 × 8 pixels
             network = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4}
-            model = VisionTransformer(**{**network, "num_classes": CLASSES, **card.architecture})
+            model = VisionTransformer(**{**network, "num_classes": classes, **card.architecture})
         elif card.family == "resnet":  # 4 stages of 4 bottleneck blocks, on 32², 16², 8² and 4² positions
             network = {"layers": (4, 4, 4, 4), "channels": (32, 64, 128, 256), "zero_init_last": False}
             norm = partial(GroupNormAct, num_groups=8)
             layers = {"stem_type": "fixed", "conv_layer": StdConv2d, "norm_layer": norm}
-            model = ResNetV2(**{**network, **layers, "num_classes": CLASSES, **card.architecture})
+            model = ResNetV2(**{**network, **layers, "num_classes": classes, **card.architecture})
             model.stem.pool = nn.Identity()  # on images of 64 pixels a second halving would leave 2 × 2 positions
+        elif card.family == "colours":
+            return ColourHistogram(classes)
         else:
-            raise ValueError(f"unknown family {card.family!r} of model {card.name!r}; known: vit, resnet")
-    model.pretrained_cfg = SCENES_CONFIG
+            raise ValueError(f"unknown family {card.family!r} of model {card.name!r}; known: vit, resnet, colours")
+    model.pretrained_cfg = dict(SCENES_CONFIG)
     return model
 
 
 def names() -> list[str]:
-    """The zoo's models whose weights are stored, in the order of the catalogue."""
-    return [name for name in ZOO if _weights_file(name).exists()]
+    """The zoo's networks whose weights and card are stored, in the order of the catalogue."""
+    return [name for name in ZOO if is_stored(name)]
+
+
+def is_stored(name: str) -> bool:
+    """Whether a model's weights and its card lie in ``FOLDER``; what they hold is looked at when they are loaded."""
+    return _weights_file(name).exists() and _card_file(name).exists()
+
+
+def is_current(card: Card) -> bool:
+    """Whether the stored card has the architecture, recipe, corpus and seed that this one has."""
+    stored, wanted = _read(_card_file(card.name), _REMEDY), json.loads(json.dumps(asdict(card)))
+    return all(stored.get(key) == value for key, value in wanted.items() if key != "about")
 
 
 def card(name: str) -> dict:
     """The stored card of a trained model: recipe, accuracies, curve, versions, sha256 of the weights.
 
-    Raises ValueError for a name that is not in the zoo, FileNotFoundError where it is not trained yet.
+    Raises ValueError for a name that is not in the zoo, FileNotFoundError where it is not trained yet,
+    OSError for a card that cannot be read.
     """
-    if name not in ZOO:
-        raise ValueError(f"{name!r} is not in the zoo; it has {', '.join(ZOO)}{_nearest(name, ZOO)}")
-    file = _card_file(name)
-    if not file.exists():
-        raise FileNotFoundError(f"{name!r} is not trained yet: no {file.name}; run `make zoo`")
-    return json.loads(file.read_text())
+    if not is_stored(name):
+        if name not in (known := _catalogue()):
+            raise ValueError(f"{name!r} is not in the zoo; it has {', '.join(known)}{_nearest(name, known)}")
+        raise FileNotFoundError(f"{name!r} is not trained yet: no weights or no card in {FOLDER}; run `make zoo`")
+    return _read(_card_file(name), _REMEDY)
 
 
 def save(card: Card, model: nn.Module, measured: dict) -> None:
     """Store a trained model: weights as float16 safetensors, and its card with what was measured on it."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().half().contiguous() for key, value in model.state_dict().items()}
-    save_file(state, _weights_file(card.name))
-    stored = {**asdict(card), "sha256": _sha256(_weights_file(card.name)), **measured}
-    temporary = _card_file(card.name).with_suffix(".tmp")
-    temporary.write_text(json.dumps(stored, indent=1) + "\n")
+    temporary = FOLDER / f"{card.name}.tmp"  # nothing under the final names until it is whole, the card last
+    save_file(state, temporary)
+    stored = {**asdict(card), "sha256": _sha256(temporary), **measured}
+    temporary.replace(_weights_file(card.name))
+    temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     temporary.replace(_card_file(card.name))
 
 
 def load(name: str, pretrained: bool = True, folder: str | Path | None = None, seed: int = 0) -> nn.Module:
     """The model ``name`` in eval mode; with ``pretrained=False`` its untrained twin, drawn from ``seed``.
 
-    Raises ValueError for an unknown name (with the nearest known ones), FileNotFoundError for missing
-    weights, OSError for corrupt ones, ConnectionError where timm's hub cannot be reached.
+    Raises ValueError for an unknown name (with the nearest known ones) or an incomplete card,
+    FileNotFoundError for missing weights, OSError for corrupt ones or ones of another architecture,
+    ConnectionError where timm's hub cannot be reached.
     """
     folder = folder or os.environ.get(WEIGHTS_VARIABLE)
     local = _local_cards(Path(folder)) if folder else {}
-    if name in ZOO:
-        model = build(ZOO[name], None if pretrained else seed)
+    if name in _catalogue():
+        model = build(_catalogue()[name], None if pretrained else seed)
         if pretrained:
-            expected = card(name)["sha256"]
-            _load_state(model, _weights_file(name), expected, "restore it from version control, or run `make zoo`")
+            _load_state(model, _weights_file(name), card(name)["sha256"], _REMEDY)
     elif name in local:
         model = _local_model(Path(folder), name, local[name], pretrained, seed)
     elif timm.is_model(name.split(".")[0]):
         model = _hub_model(name, pretrained, seed)
     else:
-        known = [*ZOO, *local, *timm.list_models()]
-        raise ValueError(f"unknown model {name!r}: not in the zoo, not in a folder of weights, not in timm{_nearest(name, known)}")
+        near = _nearest(name, [*_catalogue(), *local, *timm.list_models()])
+        raise ValueError(f"unknown model {name!r}: not in the zoo, not in a folder of weights, not in timm{near}")
     return model.eval()
 
 
@@ -160,18 +181,21 @@ def _local_cards(folder: Path) -> dict:
     file = folder / "cards.json"
     if not file.exists():
         raise FileNotFoundError(f"{folder} is no folder of weights: it has no cards.json")
-    return json.loads(file.read_text())
+    return _read(file, "mend it")
 
 
 def _local_model(folder: Path, name: str, card: dict, pretrained: bool, seed: int) -> nn.Module:
-    """A model of a folder of weights. ``kept_stages`` says that the last stage and the classifier are missing."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # A twin whose residual branches start at zero would be the identity, and of no use as a control.
-        options = {} if pretrained or "resnet" not in card["architecture"] else {"zero_init_last": False}
-        model = timm.create_model(card["architecture"], **options)
+    """A model of a folder of weights. ``kept_stages`` says how many stages a ResNet has kept; no classifier."""
+    lacking = [key for key in ("architecture", "file", "mean", "std") if key not in card]
+    if lacking:
+        raise ValueError(f"the card of {name!r} in {folder / 'cards.json'} does not say: {', '.join(lacking)}")
+    if not timm.is_model(card["architecture"]):
+        near = _nearest(card["architecture"], timm.list_models())
+        raise ValueError(f"timm has no architecture {card['architecture']!r}, as the card of {name!r} has it{near}")
+    model = _untrained(card["architecture"], seed)
     if "kept_stages" in card:
-        model.layer4, model.fc = nn.Identity(), nn.Identity()
+        for missing in (*(f"layer{stage}" for stage in range(card["kept_stages"] + 1, 5)), "fc"):
+            setattr(model, missing, nn.Identity())
     if card.get("stride_in_first_conv"):  # as in the first ResNets; timm strides in the 3 × 3 convolution
         for stage in (model.layer2, model.layer3):
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
@@ -187,18 +211,32 @@ def _local_model(folder: Path, name: str, card: dict, pretrained: bool, seed: in
 
 
 def _hub_model(name: str, pretrained: bool, seed: int) -> nn.Module:
+    if not pretrained:
+        return _untrained(name, seed)
+    try:
+        return timm.create_model(name, pretrained=True)
+    except RuntimeError as error:  # timm: no such tag, or no weights for this architecture
+        raise ValueError(f"timm has no weights for {name!r}: {error}") from error
+    except Exception as error:  # the hub's client raises many kinds of error where there is no network
+        raise ConnectionError(
+            f"the weights of {name!r} could not be fetched from timm's hub ({type(error).__name__}: {error}). Without "
+            f"a network, put them into a folder with cards.json and weights/, and name it in {WEIGHTS_VARIABLE}"
+        ) from error
+
+
+def _untrained(name: str, seed: int) -> nn.Module:
+    """A model of timm with random weights drawn from ``seed``.
+
+    By default the residual branches of timm's ResNets start at zero, so that an untrained one is little
+    more than its shortcuts and of no use as a control. Here they start at random.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = timm.create_model(name, pretrained=pretrained)
-        except RuntimeError as error:  # timm: no such tag, or no weights for this architecture
-            raise ValueError(f"timm has no weights for {name!r}: {error}") from error
-        except Exception as error:  # the hub's client raises many kinds of error where there is no network
-            raise ConnectionError(
-                f"the weights of {name!r} could not be fetched from timm's hub ({type(error).__name__}: {error}). Without a "
-                f"network, put them into a folder with cards.json and weights/, and name it in {WEIGHTS_VARIABLE}"
-            ) from error
-    return model
+            return timm.create_model(name, zero_init_last=False)
+        except TypeError:  # an architecture that has no such option
+            torch.manual_seed(seed)
+            return timm.create_model(name)
 
 
 def _load_state(model: nn.Module, file: Path, expected: str | None, remedy: str) -> None:
@@ -210,10 +248,18 @@ def _load_state(model: nn.Module, file: Path, expected: str | None, remedy: str)
         state = load_file(file)
     except SafetensorError as error:
         raise OSError(f"the weights in {file} are corrupt ({error}); {remedy}") from error
-    missing, unexpected = model.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
+    except RuntimeError as error:  # a tensor of another size
+        raise OSError(f"the weights in {file} do not fit the architecture: {error}; {remedy}") from error
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
-        raise OSError(f"the weights in {file} do not fit the architecture: missing {missing}, unexpected {unexpected}; {remedy}")
+        wrong = f"missing {', '.join(missing) or 'none'}, unexpected {', '.join(unexpected) or 'none'}"
+        raise OSError(f"the weights in {file} do not fit the architecture: {wrong}; {remedy}")
+
+
+def _catalogue() -> dict[str, Card]:
+    return {**ZOO, BASELINE.name: BASELINE}
 
 
 def _weights_file(name: str) -> Path:
@@ -222,6 +268,13 @@ def _weights_file(name: str) -> Path:
 
 def _card_file(name: str) -> Path:
     return FOLDER / f"{name}.json"
+
+
+def _read(file: Path, remedy: str) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise OSError(f"{file} cannot be read ({error}); {remedy}") from error
 
 
 def _sha256(file: Path) -> str:
