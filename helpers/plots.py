@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 GROUND = "#fcfcfa"
 INK = "#222222"
 MAP = "viridis"  # perceptually uniform, and legible in grey
-WIDTH = 6.4  # inches: a figure as wide as the page's text
+WIDTH = 5.6  # inches; small beside the text in it, so that this is still legible on a phone
 VERDICT_COLOURS = {"holds": "#00618f", "fails": "#a63c00", "inconclusive": "#f0c75e", "not testable here": "#5c5c5c"}
 MODEL_COLOURS = {"ViT": "#0173b2", "ResNet": "#de8f05", "Mixer": "#029e73", "control": "#949494"}
 
@@ -30,13 +30,14 @@ def use_style() -> None:
         style="ticks",
         palette="colorblind",
         rc={
-            "figure.figsize": (WIDTH, 3.8),
+            "figure.figsize": (WIDTH, 3.5),
             "figure.dpi": 110,
             "savefig.dpi": 160,
             "figure.facecolor": GROUND,
             "savefig.facecolor": GROUND,
             "axes.facecolor": GROUND,
             "savefig.transparent": False,
+            "savefig.bbox": "tight",
             "figure.constrained_layout.use": True,
             "font.size": 13,
             "axes.labelsize": 13,
@@ -171,11 +172,10 @@ def line_band(
         colours = [line.get_color() for line in ax.lines]
         for (_, group), colour in zip(groups, colours, strict=False):
             group = group.sort_values(x)
-            low, high = (
-                (group[y] - group[error], group[y] + group[error])
-                if isinstance(error, str)
-                else (group[e] for e in error)
-            )
+            if isinstance(error, str):
+                low, high = group[y] - group[error], group[y] + group[error]
+            else:
+                low, high = (group[end] for end in error)
             ax.fill_between(group[x].astype(float), low, high, color=colour, alpha=0.2, linewidth=0)
     if hue:
         ax.legend(title=None)
@@ -189,9 +189,8 @@ def sorted_heads(table: pd.DataFrame, ax: Axes | None = None, *, uniform: float,
     everywhere alike, drawn as a dashed line.
     """
     ax = ax or plt.subplots()[1]
-    ranked = table.assign(
-        rank=table.groupby("block")[y].rank(method="first"), block="block " + table["block"].astype(str)
-    )
+    rank = table.groupby("block")[y].rank(method="first")
+    ranked = table.assign(rank=rank, block="block " + table["block"].astype(str))
     line_band(ranked, ax, x="rank", y=y, hue="block")
     ax.axhline(uniform, color=INK, linestyle="--", linewidth=1.2)
     ax.annotate("uniform attention", (1, uniform), xytext=(0, 4), textcoords="offset points", fontsize=11)
