@@ -70,13 +70,18 @@ def gram_row(x: Tensor, debiased: bool = True, dtype: torch.dtype | None = None)
     the same for all images gives zeros exactly.
     """
     gram = gram_linear(x, dtype)
-    row = center_gram(gram, debiased)
-    if row.abs().mean() < 1e-4 * gram.abs().mean():
+    row = row_of_gram(gram, debiased)
+    if row.abs().mean() < 1e-4 * gram.abs().mean() / len(gram):
         x = torch.as_tensor(x).flatten(1).to(gram.dtype)
         x = x - x[:1]
-        row = center_gram(gram_linear(x - x.mean(0), dtype), debiased)
-    n = len(row)
-    return row.flatten() / ((n * (n - 3)) ** 0.5 if debiased else n - 1)
+        row = row_of_gram(gram_linear(x - x.mean(0), dtype), debiased)
+    return row
+
+
+def row_of_gram(gram: Tensor, debiased: bool = True) -> Tensor:
+    """The row (n²,) of a Gram matrix (n, n): ``gram_row`` where the Gram matrix is there already."""
+    n = len(gram)
+    return center_gram(gram, debiased).flatten() / ((n * (n - 3)) ** 0.5 if debiased else n - 1)
 
 
 def hsic_biased(gram_x: Tensor, gram_y: Tensor) -> Tensor:
@@ -99,7 +104,7 @@ def cka(x: Tensor, y: Tensor, debiased: bool = True) -> float:
     (debiased).
     """
     _check_same_images(x, y)
-    x, y = gram_row(x, debiased), gram_row(y, debiased)
+    x, y = gram_row(x, debiased).double(), gram_row(y, debiased).double()
     return ratio(float(x @ y), float(x @ x), float(y @ y))
 
 

@@ -23,19 +23,20 @@ from tqdm import tqdm
 
 from helpers import results, zoo
 from helpers.cka import CKAResult, MinibatchCKA, cka_heatmap, gram_row
+from helpers.hsic import row_of_gram
 from helpers.images import ImageSet, batches, folder_images, normalise
-from helpers.taps import capture, taps_for
+from helpers.taps import Tap, capture, taps_for
 from helpers.tokens import VIEWS, statistics, views
 
 MODELS = ("vit_tiny_patch16_224", "resnet50", "resnet152")
 STREAM = ("embed", "resid_mid", "resid_post", "stem", "block")  # kinds of taps: residual streams and block outputs
 BATCH = 256
 TWIN_IMAGES, TOKEN_IMAGES = 1024, 2560
-LARGE, SMALL, SIZED_IMAGES = 1024, 128, 3072  # of claim R30
+LARGE, SMALL, SIZED_IMAGES = 1024, 128, 2560  # of claim R30
 
 
 def recorded_cka(name: str, where: str | Path | None = None) -> tuple[CKAResult, dict[str, Any]]:
-    """A recorded CKA heat-map and its sidecar. Raises as ``results.read``, and ValueError for arrays that are not the sidecar's."""
+    """A recorded CKA heat-map and its sidecar. Raises as ``results.read``; ValueError if the arrays are not its own."""
     _, sidecar = results.read(name, where or results.RECORDED)
     file = Path(where or results.RECORDED) / f"{name}.safetensors"
     if _sha256(file) != sidecar["arrays"]:
@@ -44,7 +45,7 @@ def recorded_cka(name: str, where: str | Path | None = None) -> tuple[CKAResult,
 
 
 def similarity(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """Within- and cross-model CKA of all models in one pass, with shuffled images as control (Raghu et al. 2021, Figs. 1, 2, B.1)."""
+    """CKA within and across all models in one pass, shuffled images as control (Raghu et al. 2021, Figs. 1, 2, B.1)."""
     result = cka_heatmap(networks, batches(images, BATCH), STREAM, shuffle=0, progress=True)
     _write("similarity", result, "CKA between all layers of ImageNet-trained models", images, where, **notes)
 
@@ -57,7 +58,7 @@ def twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes
 
 
 def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """CKA of parts of the ViT's tokens (``tokens.VIEWS``) with each other and with the ResNet-50, and the parts' sizes."""
+    """CKA of parts of the ViT's tokens (``tokens.VIEWS``) with each other and with the ResNet-50; the parts' sizes."""
     images = _first(images, TOKEN_IMAGES)
     (vit_name, vit), (resnet_name, resnet) = list(networks.items())[:2]
     taps, blocks = taps_for(vit, STREAM), taps_for(resnet, STREAM)
@@ -74,33 +75,83 @@ def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **note
             rows = torch.stack([row for row, _ in vit_out.values()], dim=1)  # (views, taps, n²)
             metric.update(torch.cat([rows.flatten(0, 1), torch.stack(list(resnet_out.values()))]))
             sizes += [{"tap": tap.name, **vit_out[tap.name][1]} for tap in taps]
-    places = [(f"{vit_name}, {view}", tap.name, tap.kind, i / (len(taps) - 1)) for view in VIEWS for i, tap in enumerate(taps)]
+    places = [
+        (f"{vit_name}, {view}", tap.name, tap.kind, i / (len(taps) - 1)) for view in VIEWS for i, tap in enumerate(taps)
+    ]
     places += [(resnet_name, tap.name, tap.kind, i / (len(blocks) - 1)) for i, tap in enumerate(blocks)]
-    sums, everything = metric.sums(), np.arange(len(places))
-    table = pd.DataFrame(places, columns=["model", "name", "kind", "depth"])
-    result = CKAResult(
-        sums, table, everything, everything, n_images=int(sums.images.sum()), batch=BATCH, batches=int(sums.batches.sum()),
-        skipped=0, estimator="HSIC, unbiased, summed over minibatches", dtype="float32",
-    )  # fmt: skip
-    _write("token_similarity", result, f"CKA of parts of the tokens of {vit_name}", images, where, **notes)
+    _write(
+        "token_similarity",
+        _result(metric, places, BATCH),
+        f"CKA of parts of the tokens of {vit_name}",
+        images,
+        where,
+        **notes,
+    )
     table = pd.DataFrame(sizes)
     order = [tap.name for tap in taps]
     table = table.groupby("tap").agg(
-        {column: "max" if column == "largest_norm" else "median" if column == "top_channel" else "mean" for column in table if column != "tap"}
+        {
+            column: "max" if column == "largest_norm" else "median" if column == "top_channel" else "mean"
+            for column in table
+            if column != "tap"
+        }
     )
     table["top_channel"] = table["top_channel"].astype(int)
-    units = {column: "activation" if column.endswith("norm") else "share" for column in table if column != "top_channel"}
+    units = {
+        column: "activation" if column.endswith("norm") else "share" for column in table if column != "top_channel"
+    }
     what = f"Norms and variance of the tokens of {vit_name}, means over batches of {BATCH}"
-    results.write("token_sizes", table.loc[order].reset_index(), what=what, units=units, images=images.describe(), where=where, **notes)
+    results.write(
+        "token_sizes",
+        table.loc[order].reset_index(),
+        what=what,
+        units=units,
+        images=images.describe(),
+        where=where,
+        **notes,
+    )
 
 
 def batch_sizes(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """The ViT's own map from the same images in large and in small batches (claim R30)."""
+    """CKA of the ViT and the ResNet-50 from the same Gram matrices, in large and in small batches (claim R30).
+
+    A small batch's Gram matrix is a block on the diagonal of a large one's, so one pass serves both.
+    """
     images = _first(images, SIZED_IMAGES)
-    name, model = next(iter(networks.items()))
-    for batch in (LARGE, SMALL):
-        result = cka_heatmap({name: model}, batches(images, batch), STREAM, progress=True)
-        _write(f"similarity_batch{batch}", result, f"CKA between all layers of {name}, in batches of {batch}", images, where, **notes)
+    networks = dict(list(networks.items())[:2])
+    taps = {name: taps_for(network, STREAM) for name, network in networks.items()}
+    places = [
+        (name, tap.name, tap.kind, i / (len(taps[name]) - 1)) for name in taps for i, tap in enumerate(taps[name])
+    ]
+    sums = {LARGE: MinibatchCKA(len(places)), SMALL: MinibatchCKA(len(places))}
+    for batch, _ in tqdm(batches(images, LARGE), desc="batch sizes", unit="batch"):
+        grams = torch.stack([gram for name in networks for gram in _large_grams(networks[name], taps[name], batch)])
+        for size, metric in sums.items():
+            for start in range(0, len(batch), size):
+                block = slice(start, start + size)
+                metric.update(torch.stack([row_of_gram(gram[block, block]) for gram in grams]))
+    for size, metric in sums.items():
+        result = _result(metric, places, size)
+        what = f"CKA between all layers of {' and '.join(networks)}, in batches of {size}"
+        _write(f"similarity_batch{size}", result, what, images, where, **notes)
+
+
+@torch.inference_mode()
+def _large_grams(model: nn.Module, taps: list[Tap], images: torch.Tensor) -> list[torch.Tensor]:
+    """Gram matrices (n, n) of a batch too large for one forward pass; activations wait in half precision, centred."""
+    kept: dict[str, list[torch.Tensor]] = {tap.name: [] for tap in taps}
+    centres: dict[str, torch.Tensor] = {}
+    with capture(model, taps, lambda x: x.flatten(1).clone()) as out:
+        for chunk in images.split(SMALL):
+            model(normalise(model, chunk))
+            for name, x in out.items():
+                centre = centres.setdefault(name, x.mean(0))
+                kept[name].append((x - centre).half())
+    grams = []
+    for tap in taps:
+        x = torch.cat(kept.pop(tap.name))  # (n, p)
+        grams.append(sum(part.float() @ part.float().T for part in x.split(65536, dim=1)))
+    return grams
 
 
 RECORDINGS = {"similarity": similarity, "twins": twins, "tokens": tokens, "batch_sizes": batch_sizes}
@@ -111,6 +162,16 @@ def _first(images: ImageSet, count: int) -> ImageSet:
     if len(images) <= count:
         return images
     return ImageSet(count, Subset(images, range(count)).__getitem__, {**images.describe(), "first_of": len(images)})
+
+
+def _result(metric: MinibatchCKA, places: list[tuple], batch: int) -> CKAResult:
+    """The sums of a metric as a result; ``places`` are (model, name, kind, depth) of its rows."""
+    sums, everything = metric.sums(), np.arange(len(places))
+    return CKAResult(
+        sums, pd.DataFrame(places, columns=["model", "name", "kind", "depth"]), everything, everything,
+        n_images=int(sums.images.sum()), batch=batch, batches=int(sums.batches.sum()), skipped=0,
+        estimator="HSIC, unbiased, summed over minibatches", dtype="float32",
+    )  # fmt: skip
 
 
 def _write(name: str, result: CKAResult, what: str, images: ImageSet, where: Path, **notes: Any) -> None:
@@ -135,9 +196,15 @@ def main() -> None:
     given = parser.parse_args()
     images = folder_images(given.images, limit=given.limit)
     load = partial(zoo.load, folder=given.weights)
-    cards = {name: {key: value for key, value in zoo.local_card(name, given.weights).items() if key != "file"} for name in given.models}
+    cards = {
+        name: {key: value for key, value in zoo.local_card(name, given.weights).items() if key != "file"}
+        for name in given.models
+    }
     for name in given.only:
-        loaded = {model: load(model, pretrained=name != "twins").to(memory_format=torch.channels_last) for model in given.models}
+        loaded = {
+            model: load(model, pretrained=name != "twins").to(memory_format=torch.channels_last)
+            for model in given.models
+        }
         RECORDINGS[name](loaded, images, given.out, models=cards, recorded=date.today().isoformat())
 
 

@@ -22,9 +22,11 @@ VIEWS = {
 
 
 def views(x: Tensor, prefix: int) -> dict[str, Tensor]:
-    """The parts ``VIEWS`` of tokens x (n, prefix + T, d), each (n, …). Without prefix tokens there is no "CLS token"."""
+    """The parts ``VIEWS`` of tokens x (n, prefix + T, d), each (n, …); no "CLS token" where there is no prefix."""
     if x.ndim != 3 or not 0 <= prefix < x.shape[1]:
-        raise ValueError(f"tokens have shape (n, prefix + patches, d); got {tuple(x.shape)} with {prefix} prefix tokens")
+        raise ValueError(
+            f"tokens have shape (n, prefix + patches, d); got {tuple(x.shape)} with {prefix} prefix tokens"
+        )
     patches = x[:, prefix:]  # (n, T, d)
     parts = {"all tokens": x, "CLS token": x[:, :prefix], "patch tokens": patches, "mean patch": patches.mean(1)}
     norms = patches.norm(dim=-1, keepdim=True)  # (n, T, 1)
