@@ -140,21 +140,21 @@ class CKAResult:
         arrays = {**vars(self.sums), "rows": self.rows, "columns": self.columns}
         if self.control is not None:
             arrays |= {f"control.{name}": value for name, value in vars(self.control.sums).items()}
-        metadata = {"taps": json.dumps(self.taps.to_dict("list")), "info": json.dumps(self.info)}
-        save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path, metadata)
+        arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+        save_file(arrays, path, {"cka": json.dumps({"taps": self.taps.to_dict("list"), "info": self.info})})
         return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "CKAResult":
         """Read what ``save`` wrote."""
         with safe_open(path, framework="numpy") as file:
-            arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
-        taps = pd.DataFrame(json.loads(metadata["taps"]))
+            arrays, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+        about = json.loads(about["cka"]) if "cka" in about else {key: json.loads(about[key]) for key in about}
         sums, control = (
             Sums(*(arrays[prefix + name] for name in Sums.__dataclass_fields__)) if prefix + "cross" in arrays else None
             for prefix in ("", "control.")
         )
-        result = cls(sums, taps, arrays["rows"], arrays["columns"], **json.loads(metadata["info"]))
+        result = cls(sums, pd.DataFrame(about["taps"]), arrays["rows"], arrays["columns"], **about["info"])
         return result if control is None else replace(result, control=replace(result, sums=control))
 
     def _part(self, matrix: np.ndarray) -> np.ndarray:
