@@ -60,22 +60,49 @@ def use_style() -> None:
     )
 
 
-def block_name(place: str) -> str:
-    """What a tick says of a place in a network: the number of its block, "3" or "2.1", or "in" for the entrance.
+def depth_ticks(places: Sequence[str], most: int = 7) -> tuple[list[float], list[str], list[int], str]:
+    """How to mark an axis of places: positions and labels of a few ticks, edges between stages, what is counted.
 
-    >>> [block_name(name) for name in ("embed", "blocks.3.resid_mid", "stages.2.blocks.1", "layer3.0", "stem")]
-    ['in', '3', '2.1', '3.0', 'in']
+    In a network of stages (``stages.2.blocks.1``, ``layer3.0``) each stage is marked at its middle, counting from 1; in
+    one of blocks (``blocks.7.resid_post``) a block at its last place, counting from 0 as the code does, thinned to at
+    most ``most``. "in" is the entrance: embedding or stem.
     """
-    numbers = re.findall(r"\d+", place.rsplit("/", 1)[-1])
-    return ".".join(numbers[:2]) if numbers else "in"
-
-
-def block_ticks(places: Sequence[str], most: int = 7) -> tuple[list[int], list[str]]:
-    """Positions and labels of a few ticks on an axis of places: the last place of a block, evenly thinned."""
-    names = [block_name(place) for place in places]
-    ends = [i for i, name in enumerate(names) if i + 1 == len(names) or names[i + 1] != name]
+    numbers = [tuple(map(int, re.findall(r"\d+", place.rsplit("/", 1)[-1]))) for place in places]
+    groups = [number[:1] for number in numbers]
+    edges = [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]
+    if any(re.search(r"(stages|layers?|transformers)\.?\d", place) for place in places):
+        spans = list(zip([0, *edges], [*edges, len(groups)], strict=True))
+        stages = sorted({group for group in groups if group})
+        labels = [str(stages.index(groups[low]) + 1) if groups[low] else "in" for low, _ in spans]
+        return [(low + high) / 2 for low, high in spans], labels, edges, "stage"
+    ends = [*(edge - 1 for edge in edges), len(groups) - 1]
     kept = ends[:: -(-len(ends) // most)]
-    return kept, [names[i] for i in kept]
+    return [end + 0.5 for end in kept], [str(groups[end][0]) if groups[end] else "in" for end in kept], [], "block"
+
+
+def heatmap(
+    matrix: pd.DataFrame | np.ndarray,
+    ax: Axes | None = None,
+    *,
+    label: str = "",
+    limits: tuple[float | None, float | None] = (None, None),
+    diverging: bool = False,
+    colour_bar: bool = True,
+) -> Axes:
+    """Any matrix as colours, row 0 at the top, without ticks; a diverging scale has its middle at 0.
+
+    ``label``: what the colours mean. ``limits``: their ends, by default those of the data. Undefined cells are grey.
+    """
+    ax = ax or plt.subplots(figsize=(4.8, 4))[1]
+    scale = {"cmap": "vlag", "center": 0} if diverging else {"cmap": MAP}
+    sns.heatmap(
+        matrix, ax=ax, vmin=limits[0], vmax=limits[1], cbar=colour_bar, cbar_kws={"label": label},
+        xticklabels=False, yticklabels=False, rasterized=True, **scale,
+    )  # fmt: skip
+    ax.set(facecolor="#bbbbbb", xlabel="", ylabel="")
+    ax.tick_params(length=3)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return ax
 
 
 def cka_heatmap(
@@ -84,7 +111,7 @@ def cka_heatmap(
     *,
     x: str = "",
     y: str = "",
-    bounds: tuple[Sequence[int], Sequence[int]] | None = None,
+    stages: bool = True,
     colour_bar: bool = True,
 ) -> Axes:
     """A map of CKA between all places of two networks, or within one; the entrance at the lower left.
@@ -93,31 +120,22 @@ def cka_heatmap(
     ``CKAResult.between(a, b).to_frame()`` gives it. The colours span 0 to 1 in every such figure, so maps can be
     compared; what is below 0 (the unbiased estimator can be) is drawn as 0. Cells are square within one network; a
     map of two networks is drawn square as a whole, each axis spanning the network's depth. ``x``, ``y``: names of the
-    networks. ``bounds``: positions in (rows, columns) before which a new stage begins, drawn as thin lines.
+    networks. ``stages``: draw thin lines where a network's stages meet.
 
     Raises ``ValueError`` if nothing in the matrix is a finite number.
     """
-    values = matrix.to_numpy(dtype=float)
-    if not np.isfinite(values).any():
+    if not np.isfinite(matrix.to_numpy(dtype=float)).any():
         raise ValueError("the CKA map holds no finite number")
-    ax = ax or plt.subplots(figsize=(4.8, 4))[1]
-    sns.heatmap(
-        matrix, ax=ax, vmin=0, vmax=1, cmap=MAP, cbar=colour_bar, xticklabels=False, yticklabels=False,
-        cbar_kws={"label": "CKA", "ticks": [0, 0.25, 0.5, 0.75, 1], "fraction": 0.05}, rasterized=True,
-    )  # fmt: skip
-    ax.set_facecolor("#bbbbbb")  # where a layer is dead, and CKA undefined
+    ax = heatmap(matrix, ax, label="CKA", limits=(0, 1), colour_bar=colour_bar)
     ax.invert_yaxis()
     ax.set_box_aspect(1)
-    for axis, places, name in ((ax.xaxis, matrix.columns, x), (ax.yaxis, matrix.index, y)):
-        at, labels = block_ticks(list(places))
-        axis.set_ticks([i + 0.5 for i in at], labels, rotation=0)
-        axis.set_label_text(f"{name} block".strip())
-    for rows, draw in zip(bounds or (), (ax.axhline, ax.axvline), strict=False):
-        for edge in rows:
-            draw(edge, color="white", linewidth=1)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    ax.tick_params(length=3)
+    axes = (ax.xaxis, matrix.columns, x, ax.axvline), (ax.yaxis, matrix.index, y, ax.axhline)
+    for axis, places, name, line in axes:
+        at, labels, edges, counted = depth_ticks(list(places))
+        axis.set_ticks(at, labels, rotation=0)
+        axis.set_label_text(f"{name} {counted}".strip())
+        for edge in edges if stages else ():
+            line(edge, color="white", linewidth=0.8)
     return ax
 
 
