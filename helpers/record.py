@@ -25,14 +25,14 @@ from helpers import results, zoo
 from helpers.cka import CKAResult, MinibatchCKA, cka_heatmap, gram_row
 from helpers.hsic import row_of_gram
 from helpers.images import ImageSet, batches, folder_images, normalise
+from helpers.structure import STREAM
 from helpers.taps import Tap, capture, taps_for
 from helpers.tokens import VIEWS, statistics, views
 
 MODELS = ("vit_tiny_patch16_224", "resnet50", "resnet152")
-STREAM = ("embed", "resid_mid", "resid_post", "stem", "block")  # kinds of taps: residual streams and block outputs
 BATCH = 256
-TWIN_IMAGES, TOKEN_IMAGES = 1024, 2560
-LARGE, SMALL, SIZED_IMAGES = 1024, 128, 2560  # of claim R30
+CONTROL_IMAGES = 2560  # the paper saw no effect of taking more
+LARGE, SMALL = 1024, 128  # batches of claim R30
 
 
 def recorded_cka(name: str, where: str | Path | None = None) -> tuple[CKAResult, dict[str, Any]]:
@@ -51,15 +51,16 @@ def similarity(networks: dict[str, nn.Module], images: ImageSet, where: Path, **
 
 
 def twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """The same for the untrained twins of the models: what architecture and images alone bring about."""
-    images = _first(images, TWIN_IMAGES)
+    """The same for the untrained twins of the first two models: what architecture and images alone bring about."""
+    images = _first(images, CONTROL_IMAGES)
+    networks = dict(list(networks.items())[:2])
     result = cka_heatmap(networks, batches(images, BATCH), STREAM, progress=True)
     _write("similarity_untrained", result, "CKA between all layers of the untrained twins", images, where, **notes)
 
 
 def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     """CKA of parts of the ViT's tokens (``tokens.VIEWS``) with each other and with the ResNet-50; the parts' sizes."""
-    images = _first(images, TOKEN_IMAGES)
+    images = _first(images, CONTROL_IMAGES)
     (vit_name, vit), (resnet_name, resnet) = list(networks.items())[:2]
     taps, blocks = taps_for(vit, STREAM), taps_for(resnet, STREAM)
     metric, sizes = MinibatchCKA(len(VIEWS) * len(taps) + len(blocks)), []
@@ -117,7 +118,7 @@ def batch_sizes(networks: dict[str, nn.Module], images: ImageSet, where: Path, *
 
     A small batch's Gram matrix is a block on the diagonal of a large one's, so one pass serves both.
     """
-    images = _first(images, SIZED_IMAGES)
+    images = _first(images, CONTROL_IMAGES)
     networks = dict(list(networks.items())[:2])
     taps = {name: taps_for(network, STREAM) for name, network in networks.items()}
     places = [
