@@ -94,7 +94,7 @@ def best_depth(matrix: np.ndarray, vit: Places, resnet: Places) -> np.ndarray:
 
 
 def half_way(matrix: np.ndarray, vit: Places, resnet: Places) -> np.ndarray:
-    """R4: mean best ViT depth of the ResNet's places at depths 0.4 to 0.6, and Spearman's correlation of depths; (2,)."""
+    """R4: mean best ViT depth of the ResNet places at depths 0.4 to 0.6, and Spearman of the two depths; (2,)."""
     best = best_depth(matrix, vit, resnet)
     middle = (resnet.depth >= 0.4 - 1e-9) & (resnet.depth <= 0.6 + 1e-9)
     order = spearmanr(resnet.depth, best).statistic if len(np.unique(best)) > 1 else 0.0

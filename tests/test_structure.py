@@ -54,9 +54,8 @@ def test_ends_takes_the_outer_thirds():
 
 def test_corresponding_depths_are_found():
     matrix = joint(np.eye(9), np.eye(9), aligned(lambda depth: depth / 2))
-    np.testing.assert_allclose(
-        structure.best_depth(matrix, VIT, RESNET), np.round(RESNET.depth / 2 * 8) / 8, atol=0.0626
-    )
+    best = structure.best_depth(matrix, VIT, RESNET)
+    assert np.abs(best - RESNET.depth / 2).max() <= 1 / 16 + 1e-9  # half a step of the ViT
     middle, order = structure.half_way(matrix, VIT, RESNET)
     assert middle == pytest.approx(0.25, abs=0.05) and order > 0.95
     mean, share = structure.upper_half(matrix, VIT, RESNET)
