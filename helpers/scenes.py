@@ -22,12 +22,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
-SIZE = 64  # pixels, height and width
+from helpers.motifs import DISC, NOVEL_SHAPES, NOVEL_TEXTURES, OUTLINES, SHAPES, TEXTURES, pattern
 
-SHAPES = ("disc", "ring", "triangle", "square", "star", "cross", "crescent", "bar")
-TEXTURES = ("stripes", "checks", "dots", "blobs")
-NOVEL_SHAPES = ("hexagon", "heart", "arrow", "ell", "tee", "hourglass", "half-disc", "frame")
-NOVEL_TEXTURES = ("zigzag", "bricks", "rings", "grid")
+SIZE = 64  # pixels, height and width
 
 # Disjoint index ranges. "train" starts at 0; a training set of N scenes is range(N).
 SPLITS = {"train": (0, 10_000_000), "validation": (10_000_000, 11_000_000), "test": (11_000_000, 12_000_000)}
@@ -41,80 +38,6 @@ NOISE = 0.04  # standard deviation of the sensor noise, on a scale of 0 to 1
 
 _CHOICES, _PER_LEAF = 64, 6  # uniform numbers a scene reads for its choices, and for each leaf
 _CELLS = 16  # a "blobs" texture is a smoothed field of 16 × 16 random cells
-
-
-def _polygon(points: int, inner: float | None = None) -> np.ndarray:
-    """Corners of a regular polygon on the unit circle, or of a star with the given inner radius."""
-    corners = points if inner is None else 2 * points
-    angle = 2 * math.pi * np.arange(corners) / corners
-    radius = np.ones(corners) if inner is None else np.where(np.arange(corners) % 2, inner, 1.0)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-
-
-def _outline(*points: tuple[float, float]) -> np.ndarray:
-    """The polygon through ``points``, scaled so that its farthest corner lies on the unit circle."""
-    corners = np.array(points, dtype=float)
-    return corners / np.linalg.norm(corners, axis=1).max()
-
-
-def _arc(radius: float, start: float, stop: float, x: float = 0.0, y: float = 0.0) -> list[tuple[float, float]]:
-    """Points on an arc around (x, y)."""
-    return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in np.linspace(start, stop, 24)]
-
-
-# A shape is a list of (polygon, fill) drawn one over another; fill 0 cuts a hole.
-_DISC = _polygon(36)
-OUTLINES: dict[str, list[tuple[np.ndarray, int]]] = {
-    "disc": [(0.9 * _DISC, 255)],
-    "ring": [(_DISC, 255), (0.55 * _DISC, 0)],
-    "triangle": [(_polygon(3), 255)],
-    "square": [(_polygon(4), 255)],
-    "star": [(_polygon(5, inner=0.42), 255)],
-    "cross": [
-        (_outline((-1, -0.33), (1, -0.33), (1, 0.33), (-1, 0.33)), 255),
-        (_outline((-0.33, -1), (0.33, -1), (0.33, 1), (-0.33, 1)), 255),
-    ],
-    "crescent": [(_DISC, 255), (0.75 * _DISC + np.array([0.5, 0.0]), 0)],
-    "bar": [(_outline((-1, -0.36), (1, -0.36), (1, 0.36), (-1, 0.36)), 255)],
-    "hexagon": [(_polygon(6), 255)],
-    "heart": [
-        (_outline((0, 1), *(point for x in (-0.5, 0.5) for point in _arc(0.5, math.pi, 2 * math.pi, x, -0.2))), 255),
-    ],
-    "arrow": [(_outline((-1, -0.25), (0.1, -0.25), (0.1, -0.75), (1, 0), (0.1, 0.75), (0.1, 0.25), (-1, 0.25)), 255)],
-    "ell": [(_outline((-0.7, -1), (-0.1, -1), (-0.1, 0.4), (0.8, 0.4), (0.8, 1), (-0.7, 1)), 255)],
-    "tee": [
-        (_outline((-1, -0.8), (1, -0.8), (1, -0.2), (0.3, -0.2), (0.3, 1), (-0.3, 1), (-0.3, -0.2), (-1, -0.2)), 255),
-    ],
-    "hourglass": [(_outline((-0.8, -1), (0.8, -1), (0.15, 0), (0.8, 1), (-0.8, 1), (-0.15, 0)), 255)],
-    "half-disc": [(_outline(*_arc(1.0, 0.0, math.pi)) - np.array([0.0, 0.4]), 255)],
-    "frame": [(_polygon(4), 255), (0.55 * _polygon(4), 0)],
-}
-
-
-def _pattern(name: str, u: np.ndarray, v: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """The texture ``name`` at texture coordinates ``u``, ``v`` (in periods): values in [0, 1], smooth edges."""
-    turn = 2 * math.pi
-    if name == "stripes":
-        field = np.sin(turn * u)
-    elif name == "checks":
-        field = 1.6 * np.sin(turn * u * 0.7) * np.sin(turn * v * 0.7)
-    elif name == "dots":
-        field = np.cos(turn * u) + np.cos(turn * v) - 0.7
-    elif name == "blobs":
-        blobs = Image.fromarray(cells).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        field = (np.asarray(blobs, dtype=np.float32) - 127.5) / 40
-    elif name == "zigzag":
-        field = np.sin(turn * (u + 0.8 * np.abs((v * 0.6) % 1 - 0.5)))
-    elif name == "bricks":
-        row = np.floor(v)
-        field = 8 * (np.minimum(np.abs((u * 0.6 + 0.5 * (row % 2)) % 1 - 0.5), np.abs(v % 1 - 0.5)) - 0.12)
-    elif name == "rings":
-        field = np.sin(turn * np.hypot(u, v))
-    elif name == "grid":
-        field = 6 * (0.2 - np.minimum(np.abs(u % 1 - 0.5), np.abs(v % 1 - 0.5)))
-    else:
-        raise ValueError(f"unknown texture {name!r}; known: {', '.join(TEXTURES + NOVEL_TEXTURES)}")
-    return np.clip(0.5 + 1.5 * field, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -199,6 +122,16 @@ def render(corpus: Corpus, indices: Iterable[int]) -> Scenes:
     )
 
 
+def stages(corpus: Corpus, index: int) -> dict[str, torch.Tensor]:
+    """How a scene comes about: images (3, 64, 64) uint8 after its "background", "object", "occluders" and "noise"."""
+    kept: dict[str, np.ndarray] = {}
+    kept["noise"] = _draw(corpus, index, kept)[0]
+    return {
+        name: torch.from_numpy(np.clip(np.rint(scene), 0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
+        for name, scene in kept.items()
+    }
+
+
 def split(name: str, count: int) -> range:
     """The first ``count`` indices of the split "train", "validation" or "test"."""
     if name not in SPLITS:
@@ -227,8 +160,16 @@ _GRID = np.arange(SIZE, dtype=np.float32) + 0.5
 _X, _Y = np.meshgrid(_GRID, _GRID)
 
 
-def _draw(corpus: Corpus, index: int) -> tuple:
-    """One scene: image (64, 64, 3) uint8, label, shape, texture, palette, mask (64, 64), centre, scale."""
+def _draw(corpus: Corpus, index: int, kept: dict[str, np.ndarray] | None = None) -> tuple:
+    """One scene: image (64, 64, 3) uint8, label, shape, texture, palette, mask (64, 64), centre, scale.
+
+    Where ``kept`` is given, it receives the picture (64, 64, 3) after each stage but the last.
+    """
+
+    def keep(stage: str) -> None:
+        if kept is not None:
+            kept[stage] = scene.copy()
+
     if index < 0:
         raise ValueError(f"a scene's index is 0 or more; got {index}")
     bits = np.random.Philox(key=np.array([corpus.seed, index], dtype=np.uint64))
@@ -248,6 +189,7 @@ def _draw(corpus: Corpus, index: int) -> tuple:
     angle = 2 * math.pi * choice[10]
 
     scene = np.asarray(_dead_leaves(leaves), dtype=np.float32)  # (64, 64, 3), 0 to 255
+    keep("background")
 
     alpha = _alpha(OUTLINES[corpus.shapes[shape]], centre, scale, angle)
     turn = 2 * math.pi * choice[11]
@@ -255,15 +197,17 @@ def _draw(corpus: Corpus, index: int) -> tuple:
     u = ((_X - centre[0]) * math.cos(turn) + (_Y - centre[1]) * math.sin(turn)) / period + choice[13]
     v = ((_Y - centre[1]) * math.cos(turn) - (_X - centre[0]) * math.sin(turn)) / period + choice[14]
     cells = (bits.random_raw(_CELLS * _CELLS // 8)).view(np.uint8).reshape(_CELLS, _CELLS)
-    pattern = _pattern(corpus.textures[texture], u, v, cells)[..., None]
+    drawn = pattern(corpus.textures[texture], u, v, cells)[..., None]
     light, dark = _palette(palette, choice[15:20])
-    scene += alpha[..., None] * (pattern * light + (1 - pattern) * dark - scene)
+    scene += alpha[..., None] * (drawn * light + (1 - drawn) * dark - scene)
+    keep("object")
 
     for k in range(int(choice[20] * (OCCLUDERS + 1))):
         x, y, size, hue, saturation, value = choice[24 + 6 * k : 30 + 6 * k]
-        cover = _alpha([(_DISC, 255)], (x * SIZE, y * SIZE), 3 + 5 * size, 0.0)
+        cover = _alpha([(DISC, 255)], (x * SIZE, y * SIZE), 3 + 5 * size, 0.0)
         scene += cover[..., None] * (255 * np.array(_background_colour(hue, saturation, value), np.float32) - scene)
         alpha = alpha * (1 - cover)
+    keep("occluders")
 
     # Sensor noise: the sum of four random bytes is close to normal (Irwin–Hall), and cheap.
     noise = bits.random_raw(SIZE * SIZE * 3 // 2).view(np.uint8).reshape(SIZE, SIZE, 3, 4).sum(axis=3, dtype=np.uint16)

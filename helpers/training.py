@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from helpers import scenes, zoo
+from helpers import motifs, scenes, zoo
 from helpers.evaluation import TEST_SCENES, fit_colours, measure
 from helpers.images import normalise
 from helpers.scenes import Corpus, render, split
@@ -161,7 +161,7 @@ def unfuse_attention(model: nn.Module) -> None:
 def training_scenes(corpus: Corpus, count: int, work: Path = WORK) -> tuple[torch.Tensor, torch.Tensor]:
     """The first ``count`` training scenes: images (count, 3, 64, 64) uint8, labels (count,); kept in ``work``."""
     work.mkdir(parents=True, exist_ok=True)
-    source = Path(scenes.__file__).read_bytes()
+    source = b"".join(Path(room.__file__).read_bytes() for room in (motifs, scenes))
     stem = f"scenes-{sha256(source + repr((corpus, count)).encode()).hexdigest()[:16]}"
     files = work / f"{stem}-images.npy", work / f"{stem}-labels.npy"
     if not all(file.exists() for file in files):
