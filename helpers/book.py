@@ -72,9 +72,9 @@ def generated_pages(root: Path, pages: list[str]) -> dict[str, str]:
 
         made["book/scoreboard"] = claims.scoreboard_page(root / "build" / "results")
     if "book/models" in pages:
-        from helpers import zoo
+        from helpers import cards
 
-        made["book/models"] = zoo.cards_page()
+        made["book/models"] = cards.cards_page()
     if "book/timings" in pages:
         made["book/timings"] = timings_page(read_state(root))
     return made

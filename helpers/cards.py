@@ -1,0 +1,154 @@
+"""The page of the models: the cards of the zoo, what is not trained yet, and the ImageNet models of the recordings.
+
+Everything on the page is read from the stored cards and from the sidecars of ``data/recorded``.
+"""
+
+import json
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from helpers import results, zoo
+from helpers.evaluation import CUES, TEST_SCENES
+from helpers.scenes import Corpus
+
+
+def cards_page(recorded: Path | None = None) -> str:
+    """The page "The models" in MyST markdown. ``recorded``: another folder of recordings than ``data/recorded``."""
+    intro = _prose("""
+        Two families of models stand behind the measurements of this book. The networks of the *scenes* track were
+        trained by the book itself, on images whose causes are known; their weights lie in `data/zoo/`. Those of the
+        *ImageNet* track were trained by others on photographs and are taken as they are. This page is made from the
+        models' own cards whenever the site is built.""")
+    scenes, imagenet = _zoo_sections(), _imagenet_sections(recorded or results.RECORDED)
+    return "\n\n".join(["# The models", intro, *scenes, *imagenet]) + "\n"
+
+
+def _zoo_sections() -> list[str]:
+    networks = {name: zoo.card(name) for name in zoo.names()}
+    if not networks:
+        return ["## Trained on scenes", "No network is trained yet; `make zoo` trains them."]
+    baseline = [zoo.BASELINE.name] if zoo.is_stored(zoo.BASELINE.name) else []
+    measured = {**networks, **{name: zoo.card(name) for name in baseline}}
+    recipe, corpus = zoo.Recipe(), Corpus()
+    chance = {"pair": 1 / len(corpus.classes), "shape": 1 / len(corpus.shapes), "texture": 1 / len(corpus.textures)}
+    about = _prose(f"""
+        All were trained in one way on the same {recipe.distinct_images:,} scenes of the
+        [corpus](/notebooks/00_scenes.ipynb) to name the {len(corpus.classes)} classes, pairs of a shape and a texture,
+        in batches of {recipe.batch} that are mirrored and turned at random: cross-entropy, linear warm-up and cosine
+        decay, weight decay {recipe.weight_decay:g}, bfloat16 arithmetic. The matrices inside transformer blocks are
+        trained by Muon {{cite:p}}`jordan2024`, everything else by AdamW.""")
+    minutes = _prose(f"""
+        *Images seen* counts repetitions. The minutes are those of a clock, on {_machines(networks)}. Weights are stored
+        in half precision, and what follows was measured with the weights as they are stored.""")
+    how_good = _prose(f"""
+        Percentage of {TEST_SCENES:,} held-out scenes of which a model names the pair, the shape and the texture. The
+        baseline, `colours`, is a linear probe on the histogram of an image's colours, trained on the same scenes: it
+        sees no form at all, so its score is what colours alone give away. The last row is guessing.""")
+    lean_on = _prose("""
+        The same with one cue made to tell nothing, everything else in the scenes being left as it was. Each cell holds
+        the percentages for *shape* and for *texture*. A model that leans on a cue loses without it.""")
+    good_rows = [(name, *_percent(card["accuracy"]["all cues"])) for name, card in measured.items()]
+    lean_rows = [(name, *(_two(card["accuracy"][f"without {cue}"]) for cue in CUES)) for name, card in measured.items()]
+    sections = [
+        "## Trained on scenes",
+        about,
+        "\n".join(f"- `{name}`: {card['about']}; {_size(name)}." for name, card in networks.items()),
+        _table(
+            ("Network", "Images seen", "Seed", "Minutes", "Images/s", "Weights (sha256)"),
+            [_training_row(name, card) for name, card in networks.items()],
+        ),
+        minutes,
+        "### How good they are",
+        how_good,
+        _table(("Model", "Pair", "Shape", "Texture"), [*good_rows, ("chance", *_percent(chance))]),
+        "### What they lean on",
+        lean_on,
+        _table(("Model", *(f"Without {cue}" for cue in CUES)), [*lean_rows, ("chance", *[_two(chance)] * len(CUES))]),
+    ]
+    if missing := [name for name in zoo.ZOO if name not in networks]:
+        listed = "\n".join(f"- `{name}`: {zoo.ZOO[name].about}" for name in missing)
+        sections += ["### In the catalogue, not trained yet", "`make zoo` trains them.", listed]
+    return sections
+
+
+def _training_row(name: str, card: dict) -> tuple[str, ...]:
+    run = card["run"]
+    seen, minutes = f"{card['recipe']['images_seen']:,}", f"{run['seconds'] / 60:.0f}"
+    return name, seen, str(card["seed"]), minutes, str(run["images_per_second"]), f"`{card['sha256'][:12]}`"
+
+
+def _size(name: str) -> str:
+    """What a network is made of, read off the network itself, and its learning rates."""
+    recipe, model = zoo.ZOO[name].recipe, zoo.build(zoo.ZOO[name])
+    parameters = f"{sum(value.numel() for value in model.parameters()) / 1e6:.1f} million parameters"
+    rates = f"AdamW at {recipe.learning_rate:g}"
+    if hasattr(model, "stages"):
+        blocks = [len(stage.blocks) for stage in model.stages]
+        return f"{sum(blocks)} residual blocks in {len(blocks)} stages, {parameters}; {rates}"
+    heads, side = model.blocks[0].attn.num_heads, model.patch_embed.patch_size[0]
+    form = f"{len(model.blocks)} blocks of width {model.embed_dim} with {heads} heads, patches of {side} pixels"
+    return f"{form}, {parameters}; {rates}, Muon at {recipe.matrix_learning_rate:g}"
+
+
+def _machines(cards: dict[str, dict]) -> str:
+    """The processors that the networks were trained on, in words."""
+    used = {(card["run"]["device"], card["run"]["threads"]) for card in cards.values()}
+    words = {f"{threads} CPU thread{'s' * (threads > 1)}" if kind == "cpu" else "a GPU" for kind, threads in used}
+    return " or ".join(sorted(words))
+
+
+def _percent(accuracy: dict[str, float]) -> list[str]:
+    return [f"{100 * accuracy[what]:.1f}" for what in ("pair", "shape", "texture")]
+
+
+def _two(accuracy: dict[str, float]) -> str:
+    return f"{100 * accuracy['shape']:.0f} / {100 * accuracy['texture']:.0f}"
+
+
+def _imagenet_sections(folder: Path) -> list[str]:
+    models, images = _recorded_models(folder)
+    if not models:
+        nothing = _prose("""
+            Nothing is recorded yet. Any model that timm knows {cite:p}`wightman2019` can be measured, with weights from
+            a folder or from timm's hub: `make record WEIGHTS=folder IMAGES=folder`.""")
+        return ["## Trained on ImageNet", nothing]
+    about = _prose(f"""
+        The recorded measurements, on up to {images:,} photographs, were made with these models, built by timm
+        {{cite:p}}`wightman2019`. Neither their weights nor the photographs are part of this book; only the numbers
+        are, each file with a note of what it was measured on. Any other model that timm knows can be put in their
+        place: `make record WEIGHTS=folder IMAGES=folder`.""")
+    rows = [
+        (name, note.get("trained_on", "–"), _completeness(note), note.get("source", "timm's hub"))
+        for name, note in models.items()
+    ]
+    return ["## Trained on ImageNet", about, _table(("Model", "Trained on", "Complete", "Weights from"), rows)]
+
+
+def _recorded_models(folder: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """What the sidecars of the recordings say of the models, and the largest number of images in them."""
+    models: dict[str, dict[str, Any]] = {}
+    images = 0
+    for name in results.names(folder):
+        sidecar = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        models.update(sidecar.get("models") or {})
+        images = max(images, (sidecar.get("images") or {}).get("count", 0))
+    return models, images
+
+
+def _completeness(note: dict[str, Any]) -> str:
+    return "yes" if note.get("complete", True) else f"no: {note.get('note', 'parts are missing')}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in markdown, numbers to the right, the first column as code where it names a model."""
+    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    numeric = [all(row[i][:1].isdigit() for row in rows) for i in range(len(head))]
+    body = [[first if first == "chance" else f"`{first}`", *rest] for first, *rest in rows]
+    lines = [head, ["--:" if right else ":--" for right in numeric], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _prose(text: str) -> str:
+    return "\n".join(textwrap.wrap(" ".join(text.split()), 118, break_on_hyphens=False, break_long_words=False))
