@@ -100,7 +100,7 @@ def faults(site: Path, documents: list[str]) -> list[str]:
     """
     parse.cache_clear()
     anchors.cache_clear()
-    site = site.resolve()
+    site, described = site.resolve(), {}
     found = [f"{name}: the page is missing" for name in documents if not (site / f"{name}.html").is_file()]
     for page in sorted(site.rglob("*.html")):
         name = page.relative_to(site).as_posix()
@@ -108,6 +108,10 @@ def faults(site: Path, documents: list[str]) -> list[str]:
             continue
         wrong = figure_faults(page) + link_faults(site, page) + request_faults(page) + error_faults(page)
         found += [f"{name}: {fault}" for fault in wrong]
+        for image in parse(page).select("article img"):
+            other = described.setdefault(image.get("alt"), image.get("src"))
+            if other != image.get("src"):
+                found.append(f"{name}: image {image.get('src')} has the alternative text of {other}")
     for sheet in sorted(site.rglob("*.css")):
         for address in CSS_ADDRESS.findall(sheet.read_text(encoding="utf-8", errors="replace")):
             if is_remote(address):

@@ -124,7 +124,7 @@ def test_the_table_of_contents_lists_every_chapter():
 # typed where the paragraph cites the work that states it, or where the cell's metadata says why.
 DECIMAL = re.compile(r"(?<![\w.,/])\d+(?:\.\d+)?\s?(?:%|per cent|percent)|(?<![\w.,/])\d+\.\d+(?![\w.]*\w)")
 NAMED = re.compile(
-    r"(?:Python|version|CC BY|Section|section|Chapter|Equation|Appendix|§|[Ff]igures?|Fig\.|Table)\s*[A-Z]?\.?\d+(?:\.\d+)*"
+    r"(?:Python|version|CC BY|[Ss]ection|Chapter|Equation|Appendix|§|[Ff]igures?|Fig\.|Table)\s*[A-Z]?\.?\d+(?:\.\d+)*"
 )
 
 
