@@ -192,10 +192,11 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="folder of photographs")
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="a ViT first, then a ResNet, then any others")
     parser.add_argument("--only", nargs="+", choices=RECORDINGS, default=list(RECORDINGS), help="recordings to make")
+    parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--limit", type=int, help="number of images (all by default)")
     parser.add_argument("--out", type=Path, default=results.RECORDED, help="folder to write to (data/recorded)")
     given = parser.parse_args()
-    images = folder_images(given.images, limit=given.limit)
+    images = folder_images(given.images, given.size, given.limit)
     load = partial(zoo.load, folder=given.weights)
     cards = {
         name: {key: value for key, value in zoo.local_card(name, given.weights).items() if key != "file"}

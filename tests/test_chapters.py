@@ -1,0 +1,48 @@
+"""The chapters run with other parameters than the book's: other models, images, batches and seeds."""
+
+import json
+from pathlib import Path
+
+import papermill
+import pytest
+import yaml
+
+SMALL = {
+    "00_scenes": {},
+    "01_similarity": {"models": ["vit-seed1", "resnet-seed1"], "images": 96, "batch": 32, "seed": 1},
+    "02_representation": {
+        "models": {"ViT": "vit-gap", "ResNet": "resnet-seed1"},
+        "second": {"ViT": "vit-gap", "ResNet": "resnet"},
+        "gap": "vit-gap",
+        "images": 96,
+        "many": 128,
+        "batch": 32,
+        "seed": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("chapter", SMALL)
+def test_a_chapter_runs_with_other_parameters(root, tmp_path, monkeypatch, chapter):
+    source = root / "notebooks" / f"{chapter}.ipynb"
+    known = papermill.inspect_notebook(str(source))
+    assert not set(SMALL[chapter]) - set(known), "the chapter has lost a parameter"
+    monkeypatch.setenv("VIT_BOOK_RESULTS", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    papermill.execute_notebook(
+        str(source), None, SMALL[chapter], kernel_name="python3", cwd=root, progress_bar=False, execution_timeout=600
+    )
+    wanted = [
+        (claim["id"], track)
+        for section in yaml.safe_load((root / "book" / "claims.yml").read_text())["sections"]
+        for claim in section["claims"]
+        if section["chapter"] == chapter and claim["status"] == "measured"
+        for track in claim["tracks"]
+    ]
+    file = tmp_path / "claims" / f"{chapter}.json"
+    recorded = json.loads(file.read_text()) if file.exists() else {}
+    assert {(claim, track) for claim, tracks in recorded.items() for track in tracks} == set(wanted)
+
+
+def test_every_chapter_is_run(root: Path):
+    assert set(SMALL) == {path.stem for path in (root / "notebooks").glob("[0-9]*.ipynb")}

@@ -1,0 +1,163 @@
+"""The recordings: that they hang together, that the recorder makes them, and that they can be computed again.
+
+The last needs the weights and the photographs: set VIT_BOOK_WEIGHTS and VIT_BOOK_IMAGES to their folders.
+"""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from helpers import record, results, structure, zoo
+from helpers.images import batches, folder_images, normalise
+from helpers.record import recorded_cka
+from helpers.structure import STREAM
+from helpers.taps import capture, taps_for
+from helpers.tokens import VIEWS
+
+CKA_RECORDINGS = (
+    "similarity",
+    "similarity_untrained",
+    "token_similarity",
+    "similarity_batch1024",
+    "similarity_batch128",
+)
+
+
+@pytest.mark.parametrize("name", CKA_RECORDINGS)
+def test_recorded_heat_maps_hang_together(name):
+    result, sidecar = recorded_cka(name)
+    matrix = result.matrix
+    alive = np.isfinite(np.diag(matrix))
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+    np.testing.assert_allclose(np.diag(matrix)[alive], 1)
+    assert np.abs(matrix[np.ix_(alive, alive)]).max() < 1 + 1e-6
+    assert result.n_images >= 2560 and result.estimator.startswith("HSIC, unbiased")
+    assert len(sidecar["images"]["sha256"]) == 64 and sidecar["code"]["commit"] and not sidecar["code"]["dirty"]
+    assert all({"source", "complete", "trained_on"} <= set(card) for card in sidecar["models"].values())
+
+
+def test_the_map_covers_every_place_and_its_control_is_zero():
+    result, sidecar = recorded_cka("similarity")
+    vit, *resnets = result.models
+    assert len(structure.places(result, vit).index) == 1 + 2 * 12
+    assert [len(structure.places(result, name).index) for name in resnets] == [1 + 13, 1 + 47]
+    assert result.n_images == sidecar["images"]["count"] and result.batch == 256
+    assert np.abs(result.control.matrix).mean() < 0.02
+
+
+def test_token_sizes_are_those_of_the_tapped_places():
+    sizes, _ = results.recorded("token_sizes")
+    result, _ = recorded_cka("token_similarity")
+    assert len(result.models) == len(VIEWS) + 1
+    assert list(sizes["tap"]) == list(result.taps["name"].iloc[: len(sizes)])
+    assert sizes["massive_share"].between(0, 1).all() and (sizes["largest_norm"] >= sizes["median_norm"]).all()
+
+
+@pytest.fixture
+def reader(tmp_path):
+    """A reader's own folders: two small networks with a card each, and a few photographs."""
+    cards = {}
+    (tmp_path / "weights").mkdir()
+    for name in ("test_vit", "test_resnet"):
+        model = timm.create_model(name)
+        save_file(model.state_dict(), tmp_path / "weights" / f"{name}.safetensors")
+        card = {"architecture": name, "file": f"{name}.safetensors", "mean": [0.5] * 3, "std": [0.5] * 3}
+        cards[name] = card | {"trained_on": "nothing", "complete": True, "source": "this test"}
+    (tmp_path / "cards.json").write_text(json.dumps(cards))
+    (tmp_path / "photos" / "one").mkdir(parents=True)
+    for i in range(18):
+        noise = np.random.default_rng(i).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((160, 160)).save(tmp_path / "photos" / "one" / f"{i}.png")
+    return tmp_path
+
+
+def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch):
+    for name, value in {"BATCH": 8, "CONTROL_IMAGES": 12, "LARGE": 8, "SMALL": 4}.items():
+        monkeypatch.setattr(record, name, value)
+    arguments = [
+        "--weights",
+        str(reader),
+        "--images",
+        str(reader / "photos"),
+        "--size",
+        "160",
+        "--out",
+        str(reader / "out"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["record", *arguments, "--models", "test_vit", "test_resnet"])
+    record.main()
+    result, sidecar = recorded_cka("similarity", reader / "out")
+    assert result.models == ["test_vit", "test_resnet"] and result.n_images == 16 and result.skipped == 2
+    assert sidecar["models"]["test_vit"]["source"] == "this test" and sidecar["images"]["count"] == 18
+    tokens, _ = recorded_cka("token_similarity", reader / "out")
+    stream = structure.places(result, "test_vit").index
+    same = [tokens.taps["model"].eq("test_vit, all tokens").to_numpy().nonzero()[0]]
+    assert tokens.n_images == 12 and len(same[0]) == len(stream)
+    large, small = (recorded_cka(f"similarity_batch{n}", reader / "out")[0] for n in (8, 4))
+    assert large.n_images == small.n_images == 12 and structure.largest_difference(large, small)[0] > 0
+    (reader / "out" / "similarity.safetensors").write_bytes(
+        (reader / "out" / "token_similarity.safetensors").read_bytes()
+    )
+    with pytest.raises(ValueError, match="not the file its sidecar describes"):
+        recorded_cka("similarity", reader / "out")
+
+
+def test_large_batches_have_the_gram_matrices_of_one_forward_pass(reader):
+    model = zoo.load("test_vit", folder=reader)
+    images = torch.stack([folder_images(reader / "photos", 160)[i][0] for i in range(12)])
+    taps = taps_for(model, STREAM)
+    with torch.inference_mode(), capture(model, taps) as out:
+        model(normalise(model, images))
+    for tap, gram in zip(taps, record._large_grams(model, taps, images), strict=True):
+        x = out[tap.name].flatten(1).double()
+        x = x - x.mean(0)
+        centred = torch.eye(12, dtype=torch.double) - 1 / 12
+        difference = centred @ gram.double() @ centred - x @ x.T
+        assert difference.norm() < 2e-3 * (x @ x.T).norm(), tap.name
+
+
+def hsic_song(k: torch.Tensor, m: torch.Tensor) -> float:
+    """The unbiased HSIC as Song et al. (2012, eq. 5) write it, in float64: an independent way to the same number."""
+    n = len(k)
+    k, m = k.clone().fill_diagonal_(0), m.clone().fill_diagonal_(0)
+    one = torch.ones(n, dtype=torch.double)
+    total = (
+        torch.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2)) - 2 * (one @ k @ m @ one) / (n - 2)
+    )
+    return float(total / (n * (n - 3)))
+
+
+@pytest.mark.skipif(
+    not {zoo.WEIGHTS_VARIABLE, "VIT_BOOK_IMAGES"} <= set(os.environ),
+    reason="set VIT_BOOK_WEIGHTS and VIT_BOOK_IMAGES to compute recorded numbers again",
+)
+def test_the_first_batch_gives_the_recorded_numbers_again():
+    result, sidecar = recorded_cka("similarity")
+    images = folder_images(os.environ["VIT_BOOK_IMAGES"])
+    assert images.describe()["sha256"] == sidecar["images"]["sha256"], "these are not the photographs of the recording"
+    pictures, _ = next(iter(batches(images, result.batch)))
+    wanted = {
+        result.models[0]: ["embed", "blocks.3.resid_post", "blocks.7.resid_post"],
+        result.models[1]: ["layer1.0", "layer3.5"],
+    }
+    grams, index = [], []
+    for name, places in wanted.items():
+        model = zoo.load(name)
+        taps = [tap for tap in taps_for(model, STREAM) if tap.name in places]
+        with torch.inference_mode(), capture(model, taps, lambda x: x.flatten(1).double()) as out:
+            model(normalise(model, pictures))
+        for tap in taps:
+            x = out[tap.name] - out[tap.name].mean(0)
+            grams.append(x @ x.T)
+            index.append(int(np.flatnonzero((result.taps["model"] == name) & (result.taps["name"] == tap.name))[0]))
+    recorded = result.sums.cross[0][np.ix_(index, index)]  # the first batch is the first jackknife group
+    again = np.array([[hsic_song(k, m) for m in grams] for k in grams])
+    scale = np.sqrt(np.outer(np.diag(again), np.diag(again)))
+    np.testing.assert_allclose(recorded / scale, again / scale, atol=1e-3)
