@@ -21,6 +21,7 @@ __all__ = [
     "scoreboard_page", "unrecorded", "verdicts",
 ]  # fmt: skip
 
+GROUND, INK = "#fcfcfa", "#222222"
 UNTESTABLE, PLANNED, UNRECORDED = "not testable here", "planned", "not in this build"
 BADGES = {  # symbol, background, text: told apart by word and symbol too, and legible on light and dark pages
     HOLDS: ("✓", "#00618f", "#ffffff"),
@@ -69,32 +70,34 @@ class ChapterVerdicts:
         return "\n".join(str(self.found[c.id, t]) for c in self.claims for t in TRACKS if (c.id, t) in self.found)
 
     def _repr_html_(self) -> str:
-        return "\n".join(['<div class="verdicts">', *map(self._card, self.claims), "</div>"])
+        # on its own light ground, as the figures are: themes differ in what they put below HTML output in the dark
+        style = f"background:{GROUND};color:{INK};border-radius:0.3em;padding:0 0.8em;line-height:1.7;text-align:left"
+        return "\n".join([f'<div class="verdicts" style="{style}">', *map(self._card, self.claims), "</div>"])
 
     def _card(self, claim: Claim) -> str:
-        lines = [self._line(claim, track) for track in TRACKS]
-        head = f'<a href="../book/scoreboard.html#claim-{claim.id.lower()}"><strong>{claim.id}</strong></a>'
-        style = "border-top:1px solid #8888;padding:0.6em 0;line-height:1.7;text-align:left"
-        return (
-            f'<div style="{style}">{head} {html.escape(claim.sentence)} '
-            f"<em>({html.escape(claim.paper)}, {html.escape(claim.figures)})</em>{''.join(lines)}</div>"
-        )
+        head = _link(f"../book/scoreboard.html#claim-{claim.id.lower()}", f"<strong>{claim.id}</strong>")
+        source = f"<em>({_html(claim.paper)}, {_html(claim.figures)})</em>"
+        lines = "".join(f"<div>{self._line(claim, track)}</div>" for track in TRACKS)
+        style = "border-top:1px solid #8888;padding:0.6em 0"
+        return f'<div style="{style}">{head} {_html(claim.sentence)} {source}{lines}</div>'
 
     def _line(self, claim: Claim, track: str) -> str:
         word = status(claim, track, self.found)
-        text = ""
+        line = f"{badge(word)} <strong>{TRACKS[track]}</strong> "
         if word == UNTESTABLE:
-            text = untestable_text(claim, track)
-        elif verdict := self.found.get((claim.id, track)):
-            text = f"{numbers_text(verdict)}. {verdict.note}".strip()
-        link = f' <a href="#{verdict.figure}">Our figure</a>' if word in (HOLDS, FAILS, INCONCLUSIVE) else ""
-        return f"<div>{badge(word)} <strong>{TRACKS[track]}</strong> {html.escape(text)}{link}</div>"
+            why = claim.untestable[track]
+            return line + _html(why.reason + (f" Would do: {', '.join(why.checkpoints)}." if why.checkpoints else ""))
+        verdict = self.found[claim.id, track]
+        note = f" {_html(verdict.note)}" if verdict.note else ""
+        return f"{line}{_html(numbers_text(verdict))} ({_link(f'#{verdict.figure}', 'our figure')}).{note}"
 
 
-def untestable_text(claim: Claim, track: str) -> str:
-    """Why a track can't test a claim, and what would."""
-    why = claim.untestable[track]
-    return why.reason + (f" Would do: {', '.join(why.checkpoints)}." if why.checkpoints else "")
+def _html(text: str) -> str:
+    return html.escape(text.replace("'", "’"), quote=False)
+
+
+def _link(address: str, text: str) -> str:
+    return f'<a href="{address}" style="color:#00527a">{text}</a>'
 
 
 def chapter_verdicts(chapter: str) -> ChapterVerdicts:
@@ -148,7 +151,10 @@ def _entry(claim: Claim, found: Mapping[tuple[str, str], Verdict]) -> list[str]:
     lines = [f"(claim-{claim.id.lower()})=", f"::::{{card}} {claim.id} · {_markdown(claim.sentence)}"]
     reported = f" The paper reports: {claim.reported}." if claim.reported else ""
     lines += [_markdown(f"{claim.figures}.{reported}"), ""]
-    for track, name in TRACKS.items():
+    words = {status(claim, track, found) for track in TRACKS}
+    if words <= {PLANNED}:
+        lines += [f"{badge(PLANNED)} **{' and '.join(TRACKS.values())}**", ""]
+    for track, name in TRACKS.items() if words - {PLANNED} else ():
         word = status(claim, track, found)
         text = ""
         if word == UNTESTABLE:

@@ -31,7 +31,7 @@ def use_style() -> None:
         palette="colorblind",
         rc={
             "figure.figsize": (WIDTH, 3.5),
-            "figure.dpi": 110,
+            "figure.dpi": 120,
             "savefig.dpi": 160,
             "figure.facecolor": GROUND,
             "savefig.facecolor": GROUND,
@@ -39,12 +39,12 @@ def use_style() -> None:
             "savefig.transparent": False,
             "savefig.bbox": "tight",
             "figure.constrained_layout.use": True,
-            "font.size": 13,
-            "axes.labelsize": 13,
-            "xtick.labelsize": 12,
-            "ytick.labelsize": 12,
-            "legend.fontsize": 12,
-            "legend.title_fontsize": 12,
+            "font.size": 12.5,
+            "axes.labelsize": 12.5,
+            "xtick.labelsize": 11.5,
+            "ytick.labelsize": 11.5,
+            "legend.fontsize": 11.5,
+            "legend.title_fontsize": 11.5,
             "legend.frameon": False,
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -89,15 +89,17 @@ def heatmap(
     diverging: bool = False,
     colour_bar: bool = True,
 ) -> Axes:
-    """Any matrix as colours, row 0 at the top, without ticks; a diverging scale has its middle at 0.
+    """Any matrix as colours, row 0 at the top, without ticks; ``diverging``: a scale with its middle at 0.
 
     ``label``: what the colours mean. ``limits``: their ends, by default those of the data. Undefined cells are grey.
     """
     ax = ax or plt.subplots(figsize=(4.8, 4))[1]
-    scale = {"cmap": "vlag", "center": 0} if diverging else {"cmap": MAP}
+    if diverging and limits == (None, None):
+        most = float(np.nanmax(np.abs(np.asarray(matrix, dtype=float))))
+        limits = (-most, most)
     sns.heatmap(
         matrix, ax=ax, vmin=limits[0], vmax=limits[1], cbar=colour_bar, cbar_kws={"label": label},
-        xticklabels=False, yticklabels=False, rasterized=True, **scale,
+        xticklabels=False, yticklabels=False, cmap="vlag" if diverging else MAP, rasterized=True,
     )  # fmt: skip
     ax.set(facecolor="#bbbbbb", xlabel="", ylabel="")
     ax.tick_params(length=3)
@@ -154,7 +156,7 @@ def cka_heatmaps(
     for ax, (heading, matrix) in zip(axes.flat, maps.items(), strict=False):
         x, y = (names or {}).get(heading, ("", ""))
         cka_heatmap(matrix, ax, x=x, y=y, colour_bar=False)
-        ax.set_title(heading, fontsize=13)
+        ax.set_title(heading, fontsize=12.5)
     for ax in axes.flat[len(maps) :]:
         ax.set_visible(False)
     drawn = axes.flat[0].collections[0]

@@ -108,7 +108,7 @@ def read(name: str, where: str | Path | None = None) -> tuple[pd.DataFrame, dict
     sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     if _sha256(text) != sidecar.get("sha256"):
         raise ValueError(f"{path} and its sidecar are out of step (sha256 differs); {_remedy(name, where)}")
-    table = pd.read_csv(StringIO(text), keep_default_na=False, na_values=["NaN"], float_precision="round_trip")
+    table = pd.read_csv(StringIO(text), keep_default_na=False, na_values=["NaN"])
     return table, sidecar
 
 
