@@ -1,0 +1,205 @@
+"""Image sources: one contract, pinned lists, errors that name the file."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from helpers import images
+from helpers.scenes import Corpus, render, split
+
+
+def picture(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six pictures in two classes: four of 32 × 32, one wide, one grey."""
+    for k in range(4):
+        place = tmp_path / "pictures" / ("cat" if k % 2 else "ant")
+        place.mkdir(parents=True, exist_ok=True)
+        picture(32, 32, k).save(place / f"{k}.png")
+    picture(90, 60).save(tmp_path / "pictures" / "ant" / "wide.jpg")
+    picture(40, 40).convert("L").save(tmp_path / "pictures" / "cat" / "grey.PNG")
+    (tmp_path / "pictures" / "notes.txt").write_text("not a picture")
+    return tmp_path / "pictures"
+
+
+def content(image_set):
+    return [(image.numpy().tobytes(), label) for image, label in (image_set[k] for k in range(len(image_set)))]
+
+
+class Normalised(nn.Module):
+    """Something with a parameter and a configuration, as timm's models have."""
+
+    def __init__(self, **config):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        if config:
+            self.pretrained_cfg = config
+
+
+# --- scenes
+
+
+def test_scene_images_are_the_scenes_of_the_split():
+    found, drawn = images.scene_images(5, "validation"), render(Corpus(), split("validation", 5))
+    assert len(found) == 5
+    for position in range(5):
+        image, label = found[position]
+        assert torch.equal(image, drawn.images[position]) and label == drawn.label[position]
+
+
+def test_the_description_of_scenes_pins_corpus_split_and_count():
+    about = images.scene_images(8).describe()
+    assert about["count"] == 8 and about["size"] == 64 and about["source"] == "scenes, test split"
+    assert about == images.scene_images(8).describe()
+    others = [
+        images.scene_images(9),
+        images.scene_images(8, "train"),
+        images.scene_images(8, corpus=Corpus().without("shape")),
+    ]
+    assert len({about["sha256"], *(other.describe()["sha256"] for other in others)}) == 4
+
+
+# --- folders
+
+
+def test_a_folder_gives_all_its_images_as_uint8_rgb(folder):
+    found = images.folder_images(folder, size=32)
+    assert len(found) == 6
+    for k in range(6):
+        image, label = found[k]
+        assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
+        assert label in (0, 1)
+    assert sorted(label for _, label in content(found)) == [0, 0, 0, 1, 1, 1]
+
+
+def test_an_image_that_has_the_size_is_taken_as_it_is(folder):
+    found = {bytes_ for bytes_, _ in content(images.folder_images(folder, size=32))}
+    for k in range(4):
+        assert np.asarray(picture(32, 32, k)).transpose(2, 0, 1).tobytes() in found
+
+
+def test_other_images_are_cropped_in_the_middle(tmp_path):
+    """Of a picture three times as wide as high, black but for a white middle third, the crop shows white alone."""
+    pixels = np.zeros((128, 384, 3), np.uint8)
+    pixels[:, 128:256] = 255
+    Image.fromarray(pixels).save(tmp_path / "bar.png")
+    image, _ = images.folder_images(tmp_path, size=112)[0]  # 112 = 0.875 × 128: no change of scale
+    assert image.shape == (3, 112, 112) and (image == 255).all()
+    image, _ = images.folder_images(tmp_path, size=64)[0]  # the shorter side to 64 / 0.875 = 73 pixels
+    assert image.shape == (3, 64, 64) and (image[:, :, 4:-4] > 250).all()
+    image, _ = images.folder_images(tmp_path, size=224)[0]  # enlarged where it is too small
+    assert image.shape == (3, 224, 224)
+
+
+def test_the_order_is_shuffled_by_the_seed_alone(folder):
+    first, again = images.folder_images(folder, size=32), images.folder_images(folder, size=32)
+    assert content(first) == content(again)
+    orders = {tuple(content(images.folder_images(folder, size=32, seed=seed))) for seed in range(5)}
+    assert len(orders) > 1 and len({frozenset(order) for order in orders}) == 1
+
+
+def test_a_limit_keeps_the_first_of_the_order(folder):
+    assert content(images.folder_images(folder, size=32, limit=3)) == content(images.folder_images(folder, size=32))[:3]
+    assert images.folder_images(folder, size=32, limit=3).describe()["count"] == 3
+
+
+def test_the_hash_pins_names_bytes_and_order(folder):
+    def pinned(**options):
+        return images.folder_images(folder, size=32, **options).describe()["sha256"]
+
+    whole = pinned()
+    assert whole == pinned()
+    assert len({whole, pinned(limit=3), pinned(seed=1)}) == 3
+    (folder / "ant" / "0.png").rename(folder / "ant" / "00.png")
+    renamed = pinned()
+    assert renamed != whole
+    picture(32, 32, 77).save(folder / "ant" / "00.png")
+    assert pinned() not in (whole, renamed)
+
+
+def test_the_description_has_no_path_of_this_machine(folder):
+    about = images.folder_images(folder, size=32, seed=3).describe()
+    assert about["source"] == "folder pictures" and about["shuffled_with_seed"] == 3
+    assert str(folder.parent) not in repr(about)
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "truncated", "garbled"])
+def test_an_unreadable_image_is_named(folder, damage):
+    file = folder / "cat" / "1.png"
+    whole = file.read_bytes()
+    file.write_bytes(
+        {
+            "text": b"no picture at all",
+            "empty": b"",
+            "truncated": whole[: len(whole) // 2],
+            "garbled": whole[:60] + bytes(len(whole) - 60),
+        }[damage]
+    )
+    found = images.folder_images(folder, size=32)
+    with pytest.raises(ValueError, match=r"cannot read .*cat.*1\.png as an image"):
+        content(found)
+
+
+def test_errors_of_folders_say_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="no folder of images at .*nowhere"):
+        images.folder_images(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no image below .*; looked for \.bmp"):
+        images.folder_images(tmp_path)
+    picture(8, 8).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="limit is a number of images, at least 1; got 0"):
+        images.folder_images(tmp_path, limit=0)
+
+
+# --- torchvision sets
+
+
+def test_a_torchvision_set_is_shuffled_cropped_and_pinned():
+    from torchvision.datasets import FakeData
+
+    data = FakeData(size=7, image_size=(3, 40, 48), num_classes=3)
+    found = images.torchvision_images(data, size=32)
+    assert len(found) == 7 and found[0][0].shape == (3, 32, 32) and found[0][0].dtype == torch.uint8
+    assert sorted(label for _, label in content(found)) == sorted(int(label) for _, label in data)
+    about = found.describe()
+    assert about["source"] == "torchvision FakeData" and about["count"] == 7
+    assert about["sha256"] != images.torchvision_images(data, size=32, seed=1).describe()["sha256"]
+    assert content(images.torchvision_images(data, size=32, limit=2)) == content(found)[:2]
+
+
+# --- batches and normalisation
+
+
+def test_batches_come_in_order_and_the_last_is_kept():
+    found = images.scene_images(10)
+    loaded = list(images.batches(found, 4))
+    assert [len(batch) for batch, _ in loaded] == [4, 4, 2]
+    assert torch.equal(torch.cat([batch for batch, _ in loaded]), render(Corpus(), split("test", 10)).images)
+    assert torch.cat([labels for _, labels in loaded]).tolist() == [label for _, label in content(found)]
+    with pytest.raises(ValueError, match="at least 1 image; got 0"):
+        images.batches(found, 0)
+
+
+def test_normalise_uses_the_models_own_mean_and_deviation():
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    model = Normalised(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), input_size=(3, 8, 8))
+    expected = (pixels.float() / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor(
+        [0.5, 0.25, 1.0]
+    ).view(3, 1, 1)
+    assert torch.allclose(images.normalise(model, pixels), expected, atol=1e-6)
+    assert torch.allclose(images.normalise(model, pixels.float() / 255), expected, atol=1e-6)
+    assert images.normalise(model, pixels).dtype == torch.float32
+
+
+def test_normalise_says_what_does_not_fit():
+    pixels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"does not say how its input is normalised: set model\.pretrained_cfg"):
+        images.normalise(Normalised(), pixels)
+    small = Normalised(mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(3, 16, 16))
+    with pytest.raises(ValueError, match=r"takes images of shape \(3, 16, 16\) and was given \(3, 8, 8\).*size=16"):
+        images.normalise(small, pixels)

@@ -1,0 +1,351 @@
+"""The zoo: stored models are what their cards say, and whatever is missing or broken is named."""
+
+import functools
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from helpers import zoo
+from helpers.evaluation import CUES, TEST_SCENES
+from helpers.images import normalise
+from helpers.scenes import Corpus, render, split
+
+STORED = [*zoo.names(), zoo.BASELINE.name]
+MEGABYTE = 1e6
+
+
+@functools.cache
+def held_out(cue=None, count=TEST_SCENES):
+    return render(Corpus().without(cue) if cue else Corpus(), split("test", count))
+
+
+@torch.inference_mode()
+def shares(model, scenes):
+    """Accuracies counted anew, not by the code that wrote the cards."""
+    answer = torch.cat([model(normalise(model, part)).argmax(1) for part in scenes.images.split(256)])
+    hits = {"pair": answer == scenes.label, "shape": answer // 4 == scenes.label // 4}
+    hits["texture"] = answer % 4 == scenes.label % 4
+    return {what: hit.float().mean().item() for what, hit in hits.items()}
+
+
+@pytest.fixture
+def empty_zoo(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path / "zoo")
+    monkeypatch.delenv(zoo.WEIGHTS_VARIABLE, raising=False)
+    return tmp_path / "zoo"
+
+
+def tiny(**changes):
+    about = {"architecture": {"embed_dim": 16, "depth": 1, "num_heads": 2}, **changes}
+    return zoo.Card("vit", "vit", "a tiny stand-in", **about)
+
+
+@pytest.fixture
+def tiny_zoo(empty_zoo, monkeypatch):
+    """A zoo whose "vit" is tiny, untrained, and stored."""
+    monkeypatch.setitem(zoo.ZOO, "vit", tiny())
+    zoo.save(tiny(), zoo.build(tiny()), {"accuracy": {}})
+    return empty_zoo
+
+
+# --- the stored models
+
+
+def test_the_main_pair_is_stored():
+    assert {"vit", "resnet"} <= set(zoo.names()), "run `make zoo`"
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_stored_model_is_as_good_as_its_card_says(name):
+    found, said = shares(zoo.load(name), held_out()), zoo.card(name)["accuracy"]["all cues"]
+    assert found == pytest.approx(said, abs=0.005), f"{name}: measured {found}, its card says {said}"
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_stored_model_leans_on_the_cues_as_its_card_says(name):
+    model, count = zoo.load(name), 1024
+    for cue in CUES:  # a quarter of the card's scenes: equal up to sampling
+        found, said = shares(model, held_out(cue, count)), zoo.card(name)["accuracy"][f"without {cue}"]
+        for what, share in said.items():
+            error = (share * (1 - share) * (1 / count - 1 / TEST_SCENES)) ** 0.5
+            assert found[what] == pytest.approx(share, abs=4 * error + 0.005), f"{name} without {cue}: {what}"
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_card_is_that_of_the_catalogue(name):
+    wanted = {**zoo.ZOO, zoo.BASELINE.name: zoo.BASELINE}[name]
+    assert zoo.is_current(wanted), f"{name} is stored from another recipe: delete its files and run `make zoo`"
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_networks_see_much_more_than_colours(name):
+    """At least 30 points of 32-way accuracy above a linear probe on colour histograms, trained on the same scenes."""
+    colours = zoo.card(zoo.BASELINE.name)["accuracy"]["all cues"]["pair"]
+    assert zoo.card(name)["accuracy"]["all cues"]["pair"] >= colours + 0.30
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_card_tells_how_the_model_was_trained(name):
+    card = zoo.card(name)
+    assert card["run"]["seconds"] > 0 and {"torch", "timm", "numpy", "threads"} <= set(card["run"])
+    seen = [images for images, _ in card["curve"]]
+    assert seen == sorted(seen) and 0.9 * card["recipe"]["images_seen"] < seen[-1] <= card["recipe"]["images_seen"]
+    assert card["curve"][-1][1] < card["curve"][0][1]
+
+
+def test_the_weights_are_small_and_half_precision():
+    sizes = {name: (zoo.FOLDER / f"{name}.safetensors").stat().st_size for name in STORED}
+    assert max(sizes.values()) <= 10 * MEGABYTE and sum(sizes.values()) <= 100 * MEGABYTE
+    for name in STORED:
+        assert {value.dtype for value in load_file(zoo.FOLDER / f"{name}.safetensors").values()} == {torch.float16}
+
+
+# --- architectures
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_the_architectures_are_those_of_the_book(name):
+    model = zoo.build(zoo.ZOO[name]).eval()
+    with torch.inference_mode():
+        assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 32)
+        features = model.forward_features(torch.zeros(1, 3, 64, 64))
+    if zoo.ZOO[name].family == "vit":
+        cls = 0 if name == "vit-gap" else 1
+        assert features.shape == (1, 64 + cls, 128) and len(model.blocks) == 8
+        assert model.num_prefix_tokens == cls and model.global_pool == ("token" if cls else "avg")
+    else:
+        assert features.shape == (1, 256, 4, 4)  # the last stage keeps 4 × 4 positions
+        assert [len(stage.blocks) for stage in model.stages] == [4, 4, 4, 4]
+        norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+        assert norms and {norm.num_groups for norm in norms} == {8}
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        convolutions = [module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+        standardised = [module for module in convolutions if type(module).__name__ == "StdConv2d"]
+        assert len(standardised) >= len(convolutions) - 1  # all but the classifier, which is a 1 × 1 convolution
+
+
+def test_seeds_make_different_weights_and_the_same_seed_the_same():
+    first, same, other = (zoo.build(zoo.ZOO["vit"], seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert not torch.equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
+
+
+def test_building_a_model_leaves_the_random_state_alone():
+    torch.manual_seed(5)
+    before = torch.rand(1)
+    torch.manual_seed(5)
+    zoo.load("vit", pretrained=False, seed=9)
+    assert torch.equal(torch.rand(1), before)
+
+
+def test_an_unknown_family_is_named():
+    with pytest.raises(ValueError, match="unknown family 'mixer'.*known: vit, resnet"):
+        zoo.build(replace(tiny(), family="mixer"))
+
+
+# --- untrained twins
+
+
+def test_the_untrained_twin_has_the_architecture_and_seeded_weights(tiny_zoo):
+    trained = zoo.load("vit")
+    twin, again, other = (zoo.load("vit", pretrained=False, seed=seed) for seed in (1, 1, 2))
+    assert not twin.training and twin.pretrained_cfg == trained.pretrained_cfg
+    assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in trained.state_dict().items()}
+    assert torch.equal(twin.pos_embed, again.pos_embed) and not torch.equal(twin.pos_embed, other.pos_embed)
+
+
+def test_the_twin_of_a_timm_model_needs_no_network_and_has_live_branches():
+    twin, again = (zoo.load("test_resnet", pretrained=False, seed=1) for _ in range(2))
+    assert torch.equal(twin.conv1.weight, again.conv1.weight)
+    assert twin.layer1[0].bn2.weight.abs().min() > 0, "an untrained residual branch that is zero is no control"
+    assert zoo.load("test_vit", pretrained=False).pretrained_cfg["input_size"] == (3, 160, 160)
+
+
+# --- what is saved is what is loaded
+
+
+def test_a_saved_model_comes_back_in_half_precision(tiny_zoo):
+    built, loaded = zoo.build(tiny()), zoo.load("vit")
+    for key, value in built.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value.half().float())
+    assert not loaded.training and next(loaded.parameters()).dtype == torch.float32
+    assert zoo.names() == ["vit"] and zoo.is_current(tiny())
+    assert sorted(file.name for file in tiny_zoo.iterdir()) == ["vit.json", "vit.safetensors"]
+
+
+def test_a_card_of_another_recipe_is_not_current(tiny_zoo):
+    assert not zoo.is_current(tiny(recipe=zoo.Recipe(images_seen=1)))
+    assert not zoo.is_current(tiny(seed=1)) and not zoo.is_current(tiny(corpus=Corpus(palette=0.1)))
+    assert zoo.is_current(replace(tiny(), about="in other words"))
+
+
+def test_half_a_model_is_not_in_the_zoo(tiny_zoo):
+    (tiny_zoo / "vit.json").unlink()
+    assert zoo.names() == []
+    with pytest.raises(FileNotFoundError, match="'vit' is not trained yet.*run `make zoo`"):
+        zoo.load("vit")
+
+
+# --- errors
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown model 'resnet-sed1'.*did you mean resnet-seed1"):
+        zoo.load("resnet-sed1")
+    with pytest.raises(ValueError, match=r"unknown model 'vit_tiny_patch16_244'.*vit_tiny_patch16_224"):
+        zoo.load("vit_tiny_patch16_244", pretrained=False)
+    with pytest.raises(ValueError, match=r"'vitgap' is not in the zoo.*did you mean vit-gap"):
+        zoo.card("vitgap")
+
+
+def test_missing_weights_say_how_to_get_them(empty_zoo):
+    assert zoo.names() == []
+    with pytest.raises(FileNotFoundError, match="'resnet' is not trained yet.*run `make zoo`"):
+        zoo.load("resnet")
+    assert zoo.load("resnet", pretrained=False)  # its twin needs no weights
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "cut short", "another model"])
+def test_corrupt_weights_are_refused(tiny_zoo, damage):
+    file = tiny_zoo / "vit.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "flipped byte":
+        content[-1] ^= 1
+    elif damage == "cut short":
+        content = content[:-100]
+    else:
+        save_file({"weight": torch.zeros(1)}, tiny_zoo / "other")
+        content = (tiny_zoo / "other").read_bytes()
+    file.write_bytes(content)
+    with pytest.raises(OSError, match=r"vit\.safetensors are not those of their card \(sha256 differs\); restore it"):
+        zoo.load("vit")
+
+
+def test_a_corrupt_card_is_named(tiny_zoo):
+    (tiny_zoo / "vit.json").write_text('{"name": "vi')
+    with pytest.raises(OSError, match=r"vit\.json cannot be read .*restore it"):
+        zoo.load("vit")
+
+
+def test_weights_of_another_size_are_refused(tiny_zoo, monkeypatch):
+    monkeypatch.setitem(zoo.ZOO, "vit", tiny(architecture={"embed_dim": 24, "depth": 1, "num_heads": 2}))
+    with pytest.raises(OSError, match=r"do not fit the architecture: .*size mismatch"):
+        zoo.load("vit")
+    monkeypatch.setitem(zoo.ZOO, "vit", tiny(architecture={"embed_dim": 16, "depth": 2, "num_heads": 2}))
+    with pytest.raises(OSError, match=r"do not fit the architecture: missing blocks\.1\.norm1\.weight"):
+        zoo.load("vit")
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_do(tmp_path):
+    """In a process of its own, because the hub's client reads its settings when it is imported."""
+    code = "from helpers import zoo; zoo.load('vit_tiny_patch16_224')"
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(zoo.ROOT)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("ConnectionError: the weights of 'vit_tiny_patch16_224' could not be fetched"), ran.stderr
+    assert "cards.json and weights/" in last and zoo.WEIGHTS_VARIABLE in last
+
+
+def test_a_model_without_weights_on_the_hub_is_named():
+    with pytest.raises(ValueError, match="timm has no weights for 'vit_tiny_patch16_224.no_such_tag'"):
+        zoo.load("vit_tiny_patch16_224.no_such_tag")
+
+
+# --- a folder of weights
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with two models: a whole ViT, and a ResNet in the older form, without last stage and classifier."""
+    vit, resnet = timm.create_model("test_vit"), timm.create_model("resnet26")
+    kept = {key: value for key, value in resnet.state_dict().items() if not key.startswith(("layer4", "fc"))}
+    kept = {key: value for key, value in kept.items() if not key.endswith("num_batches_tracked")}
+    normalisation = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}
+    older = {"kept_stages": 3, "stride_in_first_conv": True, "bn_eps": 1.001e-5}
+    cards = {
+        "mine": {"architecture": "test_vit", "file": "a.safetensors", **normalisation, "source": "a friend"},
+        "old": {"architecture": "resnet26", "file": "b.safetensors", **normalisation, **older},
+    }
+    (tmp_path / "weights").mkdir()
+    save_file(vit.state_dict(), tmp_path / "weights" / "a.safetensors")
+    save_file({key: value.half() for key, value in kept.items()}, tmp_path / "weights" / "b.safetensors")
+    (tmp_path / "cards.json").write_text(json.dumps(cards))
+    return tmp_path, vit.eval(), kept
+
+
+def test_a_model_comes_from_a_folder_of_weights(folder, monkeypatch):
+    path, vit, _ = folder
+    model, images = zoo.load("mine", folder=path), torch.rand(2, 3, 160, 160)
+    with torch.inference_mode():
+        assert torch.allclose(model(images), vit(images), atol=1e-5)
+    assert list(model.pretrained_cfg["mean"]) == [0.1, 0.2, 0.3]
+    expected = (images - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5
+    assert torch.allclose(normalise(model, images), expected, atol=1e-6)
+    monkeypatch.setenv(zoo.WEIGHTS_VARIABLE, str(path))
+    assert torch.equal(zoo.load("mine").pos_embed, model.pos_embed)
+    assert zoo.local_card("mine")["source"] == "a friend" and zoo.local_card("yours") == {}
+
+
+def test_a_truncated_older_resnet_is_built_as_its_card_says(folder):
+    path, _, kept = folder
+    model = zoo.load("old", folder=path)
+    assert isinstance(model.layer4, nn.Identity) and isinstance(model.fc, nn.Identity)
+    for stage in (model.layer2, model.layer3):
+        assert stage[0].conv1.stride == (2, 2) and stage[0].conv2.stride == (1, 1)
+    assert {module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {1.001e-5}
+    assert torch.equal(model.conv1.weight, kept["conv1.weight"].half().float())
+    with torch.inference_mode():
+        assert model.forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 1024, 4, 4)
+
+
+def test_the_untrained_twin_of_a_folders_model(folder):
+    path, *_ = folder
+    (path / "weights" / "b.safetensors").unlink()  # not needed
+    twin, again = (zoo.load("old", pretrained=False, folder=path, seed=4) for _ in range(2))
+    assert isinstance(twin.layer4, nn.Identity) and torch.equal(twin.conv1.weight, again.conv1.weight)
+    assert twin.layer1[0].bn3.weight.abs().min() > 0
+
+
+def test_errors_of_a_folder_of_weights(folder):
+    path, *_ = folder
+    with pytest.raises(FileNotFoundError, match="is no folder of weights: it has no cards.json"):
+        zoo.load("mine", folder=path / "weights")
+    with pytest.raises(ValueError, match="unknown model 'mime'.*did you mean mine"):
+        zoo.load("mime", folder=path)
+    (path / "weights" / "a.safetensors").write_bytes(b"\0" * 50)
+    with pytest.raises(OSError, match=r"a\.safetensors are corrupt .*copy it into the folder again"):
+        zoo.load("mine", folder=path)
+    (path / "weights" / "a.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*a\.safetensors"):
+        zoo.load("mine", folder=path)
+    save_file({"pos_embed": torch.zeros(2)}, path / "weights" / "a.safetensors")
+    with pytest.raises(OSError, match="do not fit the architecture"):
+        zoo.load("mine", folder=path)
+
+
+@pytest.mark.parametrize(
+    "card, says",
+    [
+        ({"architecture": "test_vit", "file": "a.safetensors"}, "does not say: mean, std"),
+        (
+            {"architecture": "tst_vit", "file": "a", "mean": [0] * 3, "std": [1] * 3},
+            "no architecture 'tst_vit'.*test_vit",
+        ),
+    ],
+)
+def test_an_incomplete_card_of_a_folder_is_named(tmp_path, card, says):
+    (tmp_path / "cards.json").write_text(json.dumps({"mine": card}))
+    with pytest.raises(ValueError, match=says):
+        zoo.load("mine", folder=tmp_path)
+
+
+def test_cards_survive_json():
+    for card in zoo.ZOO.values():
+        assert json.loads(json.dumps(asdict(card)))["name"] == card.name
