@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.stats import spearmanr
 
 from helpers.cka import CKAResult
@@ -125,3 +126,10 @@ def largest_difference(a: CKAResult, b: CKAResult) -> tuple[float, float]:
     error = np.hypot(a.stderr, b.stderr)
     cell = np.unravel_index(difference.argmax(), difference.shape)
     return float(difference[cell]), float(error[cell])
+
+
+def frame(result: CKAResult, a: str, b: str | None = None) -> pd.DataFrame:
+    """CKA of the places of model ``a`` (rows) with those of ``b`` (``a`` itself by default), labelled, for a figure."""
+    rows, columns = places(result, a).index, places(result, a if b is None else b).index
+    names = result.taps["name"]
+    return pd.DataFrame(result.matrix[np.ix_(rows, columns)], names.iloc[rows], names.iloc[columns])
