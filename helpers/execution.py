@@ -1,7 +1,7 @@
 """Execute the chapters: one papermill process each, in parallel, only those whose inputs have changed.
 
-A chapter is executed again when anything it may read has changed: its notebook, the library, ``data/``,
-the claims, or the versions of the packages. That is decided by their content, whatever their dates say.
+A chapter is executed again when anything it may read has changed: its notebook, the library, the stored
+weights and recordings, the claims, or the versions of the packages. Their contents decide, not their dates.
 (Jupyter Book's own cache looks at a notebook's code alone, and would not see a change in the library.)
 """
 
@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 CELL_TIMEOUT = 1800  # seconds
 STOP_TIMEOUT = 15  # seconds that a chapter's process has for an orderly end
-SHARED = ("book/claims.yml", "constraints.txt", "pyproject.toml")  # what every chapter depends on, and two folders:
-SHARED_FOLDERS = ("helpers", "data")
+SHARED = ("book/claims.yml", "constraints.txt", "pyproject.toml")  # what every chapter depends on, and these folders:
+SHARED_FOLDERS = ("helpers", "data/zoo", "data/recorded")
 
 
 class BookError(Exception):
