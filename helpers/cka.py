@@ -148,8 +148,9 @@ class CKAResult:
     def load(cls, path: str | Path) -> "CKAResult":
         """Read what ``save`` wrote."""
         with safe_open(path, framework="numpy") as file:
-            arrays, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
-        about = json.loads(about["cka"]) if "cka" in about else {key: json.loads(about[key]) for key in about}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            about = {name: json.loads(text) for name, text in file.metadata().items()}
+        about = about.get("cka", about)  # one entry, since the order of several is not fixed; at first there were two
         sums, control = (
             Sums(*(arrays[prefix + name] for name in Sums.__dataclass_fields__)) if prefix + "cross" in arrays else None
             for prefix in ("", "control.")
