@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from helpers.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, ClaimsError, Criterion, Part, load
-from helpers.verdicts import Measured, Verdict, label, record, unrecorded, verdicts
+from helpers.verdicts import Measured, Verdict, record, unrecorded, verdicts
 
 __all__ = [
     "Claim", "ClaimsError", "Criterion", "Measured", "Part", "Verdict", "chapter_verdicts", "load", "record",
@@ -33,10 +33,31 @@ BADGES = {  # symbol, background, text: told apart by word and symbol too, and l
 }
 INTRODUCTION = """\
 What the papers claim, and what this book measures. A claim *holds* on a track when the whole 95 % interval of its
-statistic meets the criterion, *fails* when no value in the interval does, and is *inconclusive* otherwise; a claim of
-several parts holds when all of them do, and fails when one does. The criteria were fixed before anything was measured
-(`book/claims.yml`); where the paper says no more than "larger" or "small", the number is this book's choice, and the
-reason stands beside it. *Scenes* is the controlled track, *ImageNet* the observed one."""
+statistic (in brackets) meets the criterion, *fails* when no value in the interval does, and is *inconclusive*
+otherwise; a claim of several parts holds when all of them do, and fails when one does. Every criterion is a number that
+was fixed before the first run that measured it (`book/claims.yml`); where the paper says no more than "larger" or
+"small", it is this book's choice. *Scenes* is the controlled track, *ImageNet* the observed one.
+
+:::{dropdown} Words used for all claims
+The ViT and the ResNet
+: The zoo's `vit` and `resnet` on scenes; ViT-Ti/16 and ResNet-50 on ImageNet.
+
+Places
+: Of a ViT, the embedding and the residual stream after each attention and each MLP. Of a ResNet, the stem's output
+  and every residual block's.
+
+Depth of a place
+: Its number, from 0, over that of the complete network's last place. A ResNet without its last stage ends before 1.
+
+CKA
+: Linear, added up over batches by the unbiased estimator of HSIC, over at least 2,560 images.
+
+Uniform
+: The mean attention distance of an attention that looks everywhere alike.
+
+n
+: The number of independent units, images or seeds, behind a number.
+:::"""
 
 
 def badge(word: str) -> str:
@@ -53,11 +74,6 @@ def status(claim: Claim, track: str, found: Mapping[tuple[str, str], Verdict]) -
     if claim.status == "planned":
         return PLANNED
     return found[claim.id, track].word if (claim.id, track) in found else UNRECORDED
-
-
-def numbers_text(verdict: Verdict) -> str:
-    """What was measured and what was asked for, in one line."""
-    return "; ".join(f"{label(m.part)}{m}, asked for {m.part.criterion}" for m in verdict.parts)
 
 
 class ChapterVerdicts:
@@ -89,7 +105,7 @@ class ChapterVerdicts:
             return line + _html(why.reason + (f" Would do: {', '.join(why.checkpoints)}." if why.checkpoints else ""))
         verdict = self.found[claim.id, track]
         note = f" {_html(verdict.note)}" if verdict.note else ""
-        return f"{line}{_html(numbers_text(verdict))} ({_link(f'#{verdict.figure}', 'our figure')}).{note}"
+        return f"{line}{_html(verdict.numbers())} ({_link(f'#{verdict.figure}', 'our figure')}).{note}"
 
 
 def _html(text: str) -> str:
@@ -162,7 +178,8 @@ def _entry(claim: Claim, found: Mapping[tuple[str, str], Verdict]) -> list[str]:
         elif word in (HOLDS, FAILS, INCONCLUSIVE):
             verdict = found[claim.id, track]
             note = f" {verdict.note}" if verdict.note else ""
-            text = f" {_markdown(numbers_text(verdict))} ({{numref}}`{verdict.figure}`).{_markdown(note)}"
+            source = f"{{numref}}`{verdict.figure}`" + (f", n = {verdict.n:,}" if verdict.n else "")
+            text = f" {_markdown(verdict.numbers())} ({source}).{_markdown(note)}"
         lines += [f"{badge(word)} **{name}**{text}", ""]
     lines += [":::{dropdown} How it is measured"]
     for part in claim.parts:

@@ -151,8 +151,8 @@ def cka_heatmaps(
     """
     rows = -(-len(maps) // columns)
     columns = min(columns, len(maps))
-    size = WIDTH / columns
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH + 0.8, rows * size), squeeze=False)
+    size = min(4.0, WIDTH / columns)  # inches
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size + 0.8, rows * size), squeeze=False)
     for ax, (heading, matrix) in zip(axes.flat, maps.items(), strict=False):
         x, y = (names or {}).get(heading, ("", ""))
         cka_heatmap(matrix, ax, x=x, y=y, colour_bar=False)

@@ -52,7 +52,8 @@ class Criterion:
     def __str__(self) -> str:
         if self.closed:
             return f"{number(self.low)} to {number(self.high)}"
-        return f"> {number(self.low)}" if math.isinf(self.high) else f"< {number(self.high)}"
+        sign, bound = (">", self.low) if math.isinf(self.high) else ("<", self.high)
+        return f"{sign}\N{NO-BREAK SPACE}{number(bound)}"
 
 
 @dataclass(frozen=True)

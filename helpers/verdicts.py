@@ -59,9 +59,12 @@ class Verdict:
     n: int | None = None
     note: str = ""
 
+    def numbers(self) -> str:
+        """What was measured and what was asked for, in one line."""
+        return "; ".join(f"{label(m.part)}{m}, asked for {m.part.criterion}" for m in self.parts)
+
     def __str__(self) -> str:
-        numbers = "; ".join(f"{label(m.part)}{m}, asked for {m.part.criterion}" for m in self.parts)
-        return f"{self.claim.id} on {self.track}: {self.word}. {numbers}"
+        return f"{self.claim.id} on {self.track}: {self.word}. {self.numbers()}"
 
     __repr__ = __str__
 

@@ -261,7 +261,7 @@ def test_numbers_are_shown_as_far_as_they_are_known(folder):
     assert str(record("R2", value=0.75, stderr=0.0).parts[0]) == "0.750"
     assert registry.number(-0.04, 1) == "0.0" and registry.number(1024) == "1024"
     assert str(record("R6", value=-0.3, stderr=0.01)).startswith(
-        "R6 on scenes: holds. −0.300 (−0.321 to −0.279), asked for < 0"
+        "R6 on scenes: holds. −0.300 (−0.321 to −0.279), asked for <\N{NO-BREAK SPACE}0"
     )
 
 
