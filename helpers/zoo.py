@@ -66,7 +66,7 @@ class Card:
 
 
 _GAP = {"global_pool": "avg", "class_token": False, "fc_norm": False}
-_RESNET = Recipe(learning_rate=4e-3)
+_RESNET = Recipe(images_seen=160_000, learning_rate=4e-3)  # it learns faster than the ViT
 
 ZOO: dict[str, Card] = {
     card.name: card
