@@ -65,7 +65,8 @@ def depth_ticks(places: Sequence[str], most: int = 7) -> tuple[list[float], list
 
     In a network of stages (``stages.2.blocks.1``, ``layer3.0``) each stage is marked at its middle, counting from 1; in
     one of blocks (``blocks.7.resid_post``) a block at its last place, counting from 0 as the code does, thinned to at
-    most ``most``. "in" is the entrance: embedding or stem.
+    most ``most``. "in" is the entrance (embedding or stem), "out" what follows the last stage; each is left out
+    where it would overlap with its neighbour.
     """
     numbers = [tuple(map(int, re.findall(r"\d+", place.rsplit("/", 1)[-1]))) for place in places]
     groups = [number[:1] for number in numbers]
@@ -73,8 +74,13 @@ def depth_ticks(places: Sequence[str], most: int = 7) -> tuple[list[float], list
     if any(re.search(r"(stages|layers?|transformers)\.?\d", place) for place in places):
         spans = list(zip([0, *edges], [*edges, len(groups)], strict=True))
         stages = sorted({group for group in groups if group})
-        labels = [str(stages.index(groups[low]) + 1) if groups[low] else "in" for low, _ in spans]
-        return [(low + high) / 2 for low, high in spans], labels, edges, "stage"
+        labels = [str(stages.index(groups[low]) + 1) if groups[low] else "out" if low else "in" for low, _ in spans]
+        marks = [((low + high) / 2, label) for (low, high), label in zip(spans, labels, strict=True)]
+        if marks[0][1] == "in" and marks[1][0] - marks[0][0] < 0.06 * len(groups):  # the labels would overlap
+            marks = marks[1:]
+        if marks[-1][1] == "out" and marks[-1][0] - marks[-2][0] < 0.06 * len(groups):
+            marks = marks[:-1]
+        return [at for at, _ in marks], [label for _, label in marks], edges, "stage"
     ends = [*(edge - 1 for edge in edges), len(groups) - 1]
     kept = ends[:: -(-len(ends) // most)]
     return [end + 0.5 for end in kept], [str(groups[end][0]) if groups[end] else "in" for end in kept], [], "block"
