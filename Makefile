@@ -31,7 +31,7 @@ test: book ## run the tests, on the library, the chapters and the built site
 	@$(RUN) -m pytest -n 2 --dist worksteal
 
 lab: $(VENV)/installed ## open JupyterLab on the chapters
-	@$(RUN) -m jupyterlab --notebook-dir . --LabApp.default_url=/lab/tree/notebooks
+	@$(RUN) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 lint: $(VENV)/installed ## check the code's form and the notebooks' hygiene
 	@$(RUN) -m ruff check .

@@ -45,23 +45,18 @@ def documents(root: Path) -> list[str]:
 def timings_page(state: dict) -> str:
     """How long each chapter took when it was last executed, as a page."""
     rows = [
-        f"| [](/notebooks/{name}.ipynb) | {noted['cells']} | {noted['seconds']:.0f} |"
-        for name, noted in sorted(state["chapters"].items())
+        f"| [](/notebooks/{name}.ipynb) | {ran['cells']} | {ran['seconds']:.0f} | {ran['threads']} | {ran['jobs']} |"
+        for name, ran in sorted(state["chapters"].items())
     ]
-    machine = f"{cores()} processor cores, {platform.system()}, Python {platform.python_version()}"
-    return "\n".join(
-        [
-            "# How long each chapter took",
-            "",
-            f"Measured while this site was built, on a machine with {machine}, no accelerator, and as many chapters",
-            "running side by side as there are cores.",
-            "",
-            "| chapter | cells | seconds |",
-            "|:--|--:|--:|",
-            *rows,
-            "",
-        ]
-    )
+    return f"""# How long each chapter took
+
+By the clock, when it was last executed for this site, on {platform.system()} with {cores()} processor cores and Python
+{platform.python_version()}. *Threads* are those that one chapter may use, *side by side* counts the chapters that were
+executed at a time.
+
+| Chapter | Cells | Seconds | Threads | Side by side |
+|:--|--:|--:|--:|--:|
+""" + "".join(f"{row}\n" for row in rows)
 
 
 def generated_pages(root: Path, pages: list[str]) -> dict[str, str]:
@@ -183,6 +178,8 @@ def make(root: Path = ROOT, jobs: int | None = None) -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BookError("another process is making this book just now") from None
+        if (former := root / "build" / "site.former").exists() and not index.exists():
+            former.rename(root / "build" / "site")  # a build was killed between the two renames of publish
         execute(root, jobs)
         key, state = stage(root), read_state(root)
         if state["site"] == key and index.exists():

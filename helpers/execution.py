@@ -197,6 +197,8 @@ def execute(root: Path, jobs: int | None = None) -> list[str]:
                     "key": keys[notebook],
                     "seconds": seconds,
                     "cells": cell_count(notebook),
+                    "threads": executor.threads,
+                    "jobs": executor.jobs,
                 }
                 write_state(root, state)
                 bar.set_description(f"chapters {len(done)}/{len(stale)}")

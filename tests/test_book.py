@@ -91,7 +91,8 @@ def test_the_site_has_its_pages_and_the_chapters_outputs(built):
     assert "url=book/index.html" in (site / "index.html").read_text()
     assert "ANSWER 41" in (site / "notebooks" / "02_answer.html").read_text()
     assert FIGURE["mystnb"]["image"]["alt"] in (site / "notebooks" / "01_line.html").read_text()
-    assert "01_line.html" in (site / "book" / "timings.html").read_text()
+    timings = (site / "book" / "timings.html").read_text()
+    assert "01_line.html" in timings and "Chapter 02_answer" in timings
 
 
 def test_the_kernel_is_this_python_and_writes_results_under_build(built):
@@ -254,6 +255,15 @@ def test_the_table_of_contents_and_the_files_agree(small):
     write_toc(small, "notebooks/01_line", "notebooks/02_answer", "notebooks/03_new", "book/gone")
     with pytest.raises(BookError, match="do not exist: book/gone"):
         book.make(small)
+
+
+def test_a_build_that_was_killed_while_it_published_loses_no_site(small):
+    before = {path.name for path in (small / "build" / "site").iterdir()}
+    (small / "build" / "site").rename(small / "build" / "site.former")
+    write_chapter(small, "01_line", "1 / 0")
+    with pytest.raises(BookError, match="ZeroDivisionError"):
+        book.make(small)
+    assert {path.name for path in (small / "build" / "site").iterdir()} == before
 
 
 def test_one_build_at_a_time(small):

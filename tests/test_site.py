@@ -98,6 +98,11 @@ def test_the_site_has_no_faults(site):
     assert faults(site, PAGES) == []
 
 
+def test_no_chapter_shows_a_warning(site):
+    shown = [path.name for path in (site / "notebooks").glob("*.html") if 'class="output stderr' in path.read_text()]
+    assert shown == []
+
+
 def test_every_figure_stands_on_an_opaque_ground(site):
     for path in (site / "_images").glob("*.png"):
         with Image.open(path) as image:
