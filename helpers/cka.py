@@ -46,6 +46,7 @@ __all__ = [
     "gram_linear", "gram_row", "hsic_biased", "hsic_unbiased",
 ]  # fmt: skip
 
+
 @dataclass(frozen=True)
 class CKAResult:
     """CKA between taps of networks, with what errors need and where it comes from.
@@ -195,6 +196,9 @@ def cka_heatmap(
     """
     if not models:
         raise ValueError("no models to compare")
+    strangers = set(kinds if isinstance(kinds, Mapping) else ()) | set(preprocess or ())
+    if strangers := sorted(strangers - set(models)):
+        raise ValueError(f"kinds or preprocess for {strangers}, but the models are {', '.join(models)}")
     taps: dict[str, list[Tap]] = {}
     for label, model in models.items():
         wanted = kinds.get(label) if isinstance(kinds, Mapping) else kinds

@@ -44,7 +44,7 @@ def gram_linear(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def center_gram(gram: Tensor, debiased: bool = True) -> Tensor:
     """Centred Gram matrix, (n, n): for the unbiased HSIC (U-centring, zero diagonal) or for the biased one (HKH).
 
-    U-centring: Székely & Rizzo 2014, eq. 2.1; biased: Gretton et al. 2005. Raises ``ValueError`` below 4 images.
+    U-centring: Székely & Rizzo 2014; biased: Gretton et al. 2005. Raises ``ValueError`` below 4 images.
     """
     n = gram.shape[0]
     if gram.shape != (n, n):
@@ -91,7 +91,7 @@ def hsic_biased(gram_x: Tensor, gram_y: Tensor) -> Tensor:
 
 
 def hsic_unbiased(gram_x: Tensor, gram_y: Tensor) -> Tensor:
-    """Unbiased estimate of HSIC (Song et al. 2012, eq. 5, in U-centred form) of two Gram matrices (n, n)."""
+    """Unbiased estimate of HSIC (Song et al. 2012), in U-centred form, of two Gram matrices (n, n)."""
     _check_same_images(gram_x, gram_y)
     n = len(gram_x)
     return (center_gram(gram_x) * center_gram(gram_y)).sum() / (n * (n - 3))
@@ -188,7 +188,7 @@ class Sums:
 class MinibatchCKA(Metric):
     """CKA of L layers from minibatches: HSICs are summed over batches, and the ratio is taken of the sums.
 
-    ``update(rows)`` adds a batch, given the stacked ``gram_row`` of each layer (Nguyen, Raghu & Kornblith 2021, eq. 3).
+    ``update(rows)`` adds a batch, given the stacked ``gram_row`` of each layer (Nguyen, Raghu & Kornblith 2021).
     Each batch counts once with its own normalisation, whatever its number of images. With ``others`` the rows
     of M other layers (or of shuffled images) are compared with those of the L layers, and matrices are (L, M).
 

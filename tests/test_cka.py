@@ -31,7 +31,7 @@ from helpers.taps import Tap, capture, taps_for, taps_named
 
 
 def song(k: Tensor, l: Tensor) -> float:  # noqa: E741
-    """Unbiased HSIC of two Gram matrices in its three terms (Song et al. 2012, eq. 5). Float64 only."""
+    """Unbiased HSIC of two Gram matrices in its three terms (Song et al. 2012). Float64 only."""
     n, one = len(k), torch.ones(len(k), dtype=torch.float64)
     k, l = (m.double() - m.double().diag().diag() for m in (k, l))  # noqa: E741
     trace = (k @ l).trace()
@@ -521,6 +521,9 @@ def test_own_preprocessing():
     as_it_is = {"vit": lambda images: images}
     plain = cka_heatmap({"vit": model}, [half["vit"](pictures(16, 64))], ["resid_post"], preprocess=as_it_is)
     np.testing.assert_allclose(small.matrix, plain.matrix, atol=1e-6)
+    for wrong in ({"preprocess": {"vti": half["vit"]}}, {"kinds": {"vti": ["resid_post"]}}):
+        with pytest.raises(ValueError, match=r"for \['vti'\], but the models are vit"):
+            cka_heatmap({"vit": model}, [pictures(16)], **wrong)
     with pytest.raises(ValueError, match="vit/blocks.0.resid_post: its first axis is not the 16 images"):
         cka_heatmap({"vit": model}, [pictures(16)], ["resid_post"], preprocess={"vit": lambda x: x[:8].float()})
 

@@ -1,6 +1,5 @@
 """Taps: what they read is what the network computes, whatever the architecture; and nothing stays behind."""
 
-import helpers  # noqa: F401, I001  (before timm)
 import pytest
 import timm
 import torch
