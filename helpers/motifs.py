@@ -55,7 +55,7 @@ OUTLINES: dict[str, list[tuple[np.ndarray, int]]] = {
         (_outline((-1, -0.8), (1, -0.8), (1, -0.2), (0.3, -0.2), (0.3, 1), (-0.3, 1), (-0.3, -0.2), (-1, -0.2)), 255),
     ],
     "hourglass": [(_outline((-0.8, -1), (0.8, -1), (0.15, 0), (0.8, 1), (-0.8, 1), (-0.15, 0)), 255)],
-    "half-disc": [(_outline(*_arc(1.0, 0.0, math.pi)) - np.array([0.0, 0.4]), 255)],
+    "half-disc": [(_outline(*_arc(1.0, 0.0, math.pi, 0.0, -0.4)), 255)],
     "frame": [(_polygon(4), 255), (0.55 * _polygon(4), 0)],
 }
 

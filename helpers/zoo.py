@@ -93,7 +93,9 @@ def build(card: Card, seed: int | None = None) -> nn.Module:
         if card.family == "vit":  # 8 × 8 tokens of 8 × 8 pixels
             network = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4}
             model = VisionTransformer(**{**network, "num_classes": classes, **card.architecture})
-        elif card.family == "resnet":  # 4 stages of 4 bottleneck blocks, on 32², 16², 8² and 4² positions
+        elif (
+            card.family == "resnet"
+        ):  # 4 stages of 4 bottleneck blocks, on 34², 17², 9² and 5² positions (the stem pads)
             network = {"layers": (4, 4, 4, 4), "channels": (32, 64, 128, 256), "zero_init_last": False}
             norm = partial(GroupNormAct, num_groups=8)
             layers = {"stem_type": "fixed", "conv_layer": StdConv2d, "norm_layer": norm}
