@@ -633,7 +633,11 @@ def test_two_processes_give_the_result_of_one(root, tmp_path):
         )
         for rank, out in enumerate(outs)
     ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    try:
+        assert [process.wait(timeout=900) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
     single = cka_heatmap({"vit": vit()}, loader(), ["resid_mid", "resid_post"], shuffle=1)
     for out in outs:
         result = CKAResult.load(out)
