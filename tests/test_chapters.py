@@ -8,15 +8,16 @@ import pytest
 import yaml
 
 SMALL = {
-    "00_scenes": {},
+    "00_scenes": {"models": ["resnet-seed1", "vit-gap"], "images": 128, "probe_images": 1500, "seed": 1},
     "01_similarity": {"models": ["vit-seed1", "resnet-seed1"], "images": 96, "batch": 32, "seed": 1},
     "02_representation": {
         "models": {"ViT": "vit-gap", "ResNet": "resnet-seed1"},
         "second": {"ViT": "vit-gap", "ResNet": "resnet"},
         "gap": "vit-gap",
         "images": 96,
-        "many": 128,
         "batch": 32,
+        "many": 96,
+        "sizes": [32, 16],
         "seed": 1,
     },
 }
