@@ -16,6 +16,7 @@ import argparse
 import fcntl
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -143,11 +144,12 @@ def build(root: Path) -> Path:
     command += ["--config", source / "_config.yml", "--toc", source / "book" / "_toc.yml"]
     command += ["-W", "-n", "--keep-going"]
     ran = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = re.sub(r"\x1b\[[0-9;]*m", "", ran.stdout)  # without the terminal's colours
     (root / "build" / "logs").mkdir(exist_ok=True)
-    (root / "build" / "logs" / "jupyter-book.log").write_text(ran.stdout)
+    (root / "build" / "logs" / "jupyter-book.log").write_text(log)
     if ran.returncode or not (output / "html" / "index.html").exists():
-        said = [line for line in ran.stdout.splitlines() if "WARNING" in line or "ERROR" in line]
-        said = said or ran.stdout.splitlines()[-30:]
+        said = [line for line in log.splitlines() if "WARNING" in line or "ERROR" in line]
+        said = said or log.splitlines()[-30:]
         raise BookError("Jupyter Book did not build the site:\n\n" + "\n".join(said))
     return output / "html"
 

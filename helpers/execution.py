@@ -174,8 +174,9 @@ def execute(root: Path, jobs: int | None = None) -> list[str]:
         if path.stem not in state["chapters"]:
             path.unlink()  # the verdicts of a chapter that is gone, or about to be executed
     write_state(root, state)
-    # the chapter that took longest goes first, so that nothing waits for it at the end
-    stale = [notebook for notebook in keys if notebook.stem not in state["chapters"]]
+    # the chapter that took longest goes first, so that nothing waits for it at the end; where that is not
+    # known, the later chapters do, which measure more than the first
+    stale = [notebook for notebook in reversed(keys) if notebook.stem not in state["chapters"]]
     stale.sort(key=lambda notebook: -noted.get(notebook.stem, {}).get("seconds", float("inf")))
     if not stale:
         return []
