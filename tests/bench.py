@@ -209,7 +209,7 @@ def run(tiny: bool = False) -> pd.DataFrame:
     small = zoo.load("vit", pretrained=False)
     n = 8 if tiny else 256
     parts: dict[str, Callable[[], list[dict]]] = {
-        "ViT-B/16": lambda: beside_forward("the ViT-B/16 shape", base, 224, n, 1 if tiny else 2),
+        "ViT-B/16": lambda: beside_forward("the ViT-B/16 shape", base, 224, n, 1),
         "zoo's ViT": lambda: beside_forward("the zoo's ViT", small, 64, n, 1 if tiny else 7),
         "packages": lambda: beside_packages(*((8, 2) if tiny else (128, 4))),
         "memory": lambda: memory(*((1, 2) if tiny else (2, 32))),
