@@ -30,10 +30,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from helpers import motifs, scenes, zoo
+from helpers.catalogue import Card, Recipe
 from helpers.evaluation import TEST_SCENES, fit_colours, measure
 from helpers.images import normalise
 from helpers.scenes import Corpus, render, split
-from helpers.zoo import Card, Recipe
 
 WORK = zoo.ROOT / ".training"  # rendered scenes (1.2 GB) and unfinished runs
 CURVE_POINTS = 50
@@ -60,7 +60,7 @@ def train(
     steps = recipe.images_seen // recipe.batch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, labels = training_scenes(card.corpus, recipe.distinct_images, work)
-    model = zoo.build(card).to(device)
+    model = _start(card).to(device)
     unfuse_attention(model)
     optimisers = _optimisers(model, recipe)
     checkpoint = work / f"{card.name}-{_fingerprint(card)}.pt"
@@ -133,6 +133,19 @@ def train_missing(cards: Iterable[Card], work: Path = WORK, **options) -> list[s
             reached = zoo.card(card.name)["accuracy"]["all cues"]
             print(f"{card.name}: {', '.join(f'{cue} {share:.1%}' for cue, share in reached.items())}", flush=True)
     return trained
+
+
+def _start(card: Card) -> nn.Module:
+    """The network of a card before its first step: random, or with the weights it starts from, but for the classifier.
+
+    Raises RuntimeError where the weights it starts from are not there or do not fit.
+    """
+    model = zoo.build(card)
+    if card.start:
+        state = zoo.load(card.start).state_dict()
+        fresh = {key: value for key, value in model.state_dict().items() if key.split(".")[0] == "head"}
+        model.load_state_dict({**state, **fresh})
+    return model
 
 
 def _train_baseline(card: Card, work: Path, test_scenes: int) -> nn.Module:

@@ -15,98 +15,21 @@ import difflib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.layers import GroupNormAct, StdConv2d
-from timm.models.resnetv2 import ResNetV2
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from helpers.evaluation import ColourHistogram
-from helpers.scenes import SIZE, Corpus
+from helpers.catalogue import BASELINE, ZOO, Card, build
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "data" / "zoo"
 WEIGHTS_VARIABLE = "VIT_BOOK_WEIGHTS"
 _REMEDY = "restore it from version control, or delete it and run `make zoo`"
-SCENES_CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, SIZE, SIZE)}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model of the zoo is trained; see ``helpers.training``."""
-
-    images_seen: int = 320_000
-    distinct_images: int = 100_000  # the fixed index range 0 … 99,999 of the corpus
-    batch: int = 128
-    learning_rate: float = 1e-3  # AdamW's
-    matrix_learning_rate: float = 2e-3  # Muon's, for the matrices of transformer blocks
-    weight_decay: float = 0.05
-    warmup: float = 0.1  # share of the steps; then cosine to zero
-    clip: float = 1.0  # norm of the gradient
-
-
-@dataclass(frozen=True)
-class Card:
-    """A model of the zoo: what is built, from which seed, and how it is trained."""
-
-    name: str
-    family: str  # "vit", "resnet" or "colours"
-    about: str
-    architecture: dict = field(default_factory=dict)
-    recipe: Recipe = Recipe()
-    corpus: Corpus = Corpus()
-    seed: int = 0
-
-
-_GAP = {"global_pool": "avg", "class_token": False, "fc_norm": False}
-_RESNET = Recipe(images_seen=160_000, learning_rate=4e-3)  # it learns faster than the ViT
-
-ZOO: dict[str, Card] = {
-    card.name: card
-    for card in (
-        Card("vit", "vit", "Vision Transformer that classifies from its CLS token"),
-        Card("vit-seed1", "vit", "the same from another seed: a ceiling for similarity", seed=1),
-        Card("vit-gap", "vit", "Vision Transformer without CLS token that averages its tokens (GAP)", _GAP),
-        Card("resnet", "resnet", "BiT-style ResNet: pre-activation, GroupNorm, weight standardisation", recipe=_RESNET),
-        Card("resnet-seed1", "resnet", "the same from another seed: a ceiling for similarity", recipe=_RESNET, seed=1),
-    )
-}
-
-
-BASELINE = Card("colours", "colours", "linear probe on the histogram of an image's colours: it sees no form at all")
-"""Not one of the networks, but trained on the same scenes, stored and measured as they are. Of its recipe
-only ``distinct_images`` applies: logistic regression is a convex problem."""
-
-
-def build(card: Card, seed: int | None = None) -> nn.Module:
-    """The untrained network of a card, its weights drawn from ``seed`` (the card's own by default)."""
-    classes = len(card.corpus.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(card.seed if seed is None else seed)
-        if card.family == "vit":  # 8 × 8 tokens of 8 × 8 pixels
-            network = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4}
-            model = VisionTransformer(**{**network, "num_classes": classes, **card.architecture})
-        elif (
-            card.family == "resnet"
-        ):  # 4 stages of 4 bottleneck blocks, on 34², 17², 9² and 5² positions (the stem pads)
-            network = {"layers": (4, 4, 4, 4), "channels": (32, 64, 128, 256), "zero_init_last": False}
-            norm = partial(GroupNormAct, num_groups=8)
-            layers = {"stem_type": "fixed", "conv_layer": StdConv2d, "norm_layer": norm}
-            model = ResNetV2(**{**network, **layers, "num_classes": classes, **card.architecture})
-            model.stem.pool = nn.Identity()  # on images of 64 pixels a second halving would leave 2 × 2 positions
-        elif card.family == "colours":
-            return ColourHistogram(classes)
-        else:
-            raise ValueError(f"unknown family {card.family!r} of model {card.name!r}; known: vit, resnet, colours")
-    model.pretrained_cfg = dict(SCENES_CONFIG)
-    return model
 
 
 def names() -> list[str]:
@@ -121,8 +44,9 @@ def is_stored(name: str) -> bool:
 
 def is_current(card: Card) -> bool:
     """Whether the stored card has the architecture, recipe, corpus and seed that this one has."""
-    stored, wanted = _read(_card_file(card.name), _REMEDY), json.loads(json.dumps(asdict(card)))
-    return all(stored.get(key) == value for key, value in wanted.items() if key != "about")
+    stored = {**asdict(Card(card.name, card.family, "")), **_read(_card_file(card.name), _REMEDY)}
+    wanted = json.loads(json.dumps(asdict(card)))
+    return all(stored[key] == value for key, value in wanted.items() if key != "about")
 
 
 def card(name: str) -> dict:
