@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import results, zoo
+from helpers.catalogue import SHORT, Recipe
 from helpers.evaluation import CUES, TEST_SCENES
 from helpers.scenes import Corpus
 
@@ -29,19 +30,35 @@ def _zoo_sections() -> list[str]:
     networks = {name: zoo.card(name) for name in zoo.names()}
     if not networks:
         return ["## Trained on scenes", "No network is trained yet; `make zoo` trains them."]
+    main = {
+        name: card
+        for name, card in networks.items()
+        if card["recipe"]["images_seen"] > SHORT.images_seen or card.get("start")
+    }
+    others = {name: card for name, card in networks.items() if name not in main}
     baseline = [zoo.BASELINE.name] if zoo.is_stored(zoo.BASELINE.name) else []
     measured = {**networks, **{name: zoo.card(name) for name in baseline}}
-    recipe, corpus = zoo.Recipe(), Corpus()
+    recipe, corpus = Recipe(), Corpus()
     chance = {"pair": 1 / len(corpus.classes), "shape": 1 / len(corpus.shapes), "texture": 1 / len(corpus.textures)}
     about = _prose(f"""
-        All were trained in one way on the same {recipe.distinct_images:,} scenes of the
-        [corpus](/notebooks/00_scenes.ipynb) to name the {len(corpus.classes)} classes, pairs of a shape and a texture,
-        in batches of {recipe.batch} that are mirrored and turned at random: cross-entropy, linear warm-up and cosine
-        decay, weight decay {recipe.weight_decay:g}, bfloat16 arithmetic. The matrices inside transformer blocks are
-        trained by Muon {{cite:p}}`jordan2024`, everything else by AdamW.""")
+        All were trained in one way to name the {len(corpus.classes)} classes of the
+        [corpus](/notebooks/00_scenes.ipynb), pairs of a shape and a texture, in batches of {recipe.batch} scenes that
+        are mirrored and turned at random: cross-entropy, linear warm-up and cosine decay, weight decay
+        {recipe.weight_decay:g}, bfloat16 arithmetic. The matrices inside transformer blocks are trained by Muon
+        {{cite:p}}`jordan2024`, everything else by AdamW. Where nothing else is said, the training set is the same
+        {recipe.distinct_images:,} scenes, numbers 0 to {recipe.distinct_images - 1:,} of the corpus.""")
+    families = _prose(f"""
+        The networks below have the size of `vit` and `resnet`, if nothing else is said. Each differs from its control
+        in one thing, and all share a schedule of {SHORT.images_seen:,} images, {SHORT.images_seen // SHORT.batch}
+        steps, on which they do not get as far as the main models. They are compared with their controls on the same
+        schedule, never with the main models. Those with fewer scenes see the same number of images, the first scenes
+        of the training set again and again.""")
+    hours = sum(card["run"]["seconds"] for card in networks.values()) / 3600
     minutes = _prose(f"""
-        *Images seen* counts repetitions. The minutes are those of a clock, on {_machines(networks)}. Weights are stored
-        in half precision, and what follows was measured with the weights as they are stored.""")
+        *Images seen* counts repetitions. `vit-novel` starts from the weights of `vit` and is trained, and measured
+        below, on another corpus of shapes and textures. The minutes are those of a clock, on {_machines(networks)}; the
+        whole zoo took {hours:.1f} hours of such runs, two at a time. Weights are stored in half precision, and what
+        follows was measured with the weights as they are stored.""")
     how_good = _prose(f"""
         Percentage of {TEST_SCENES:,} held-out scenes of which a model names the pair, the shape and the texture. The
         baseline, `colours`, is a linear probe on the histogram of an image's colours, trained on the same scenes: it
@@ -54,7 +71,8 @@ def _zoo_sections() -> list[str]:
     sections = [
         "## Trained on scenes",
         about,
-        "\n".join(f"- `{name}`: {card['about']}; {_size(name)}." for name, card in networks.items()),
+        "\n".join(f"- `{name}`: {card['about']}; {_size(name)}." for name, card in main.items()),
+        *([families, "\n".join(f"- `{name}`: {card['about']}." for name, card in others.items())] if others else []),
         _table(
             ("Network", "Images seen", "Seed", "Minutes", "Images/s", "Weights (sha256)"),
             [_training_row(name, card) for name, card in networks.items()],
@@ -87,8 +105,12 @@ def _size(name: str) -> str:
     if hasattr(model, "stages"):
         blocks = [len(stage.blocks) for stage in model.stages]
         return f"{sum(blocks)} residual blocks in {len(blocks)} stages, {parameters}; {rates}"
-    heads, side = model.blocks[0].attn.num_heads, model.patch_embed.patch_size[0]
-    form = f"{len(model.blocks)} blocks of width {model.embed_dim} with {heads} heads, patches of {side} pixels"
+    form = f"{len(model.blocks)} blocks of width {model.embed_dim}"
+    if hasattr(model.blocks[0], "attn"):
+        form += f" with {model.blocks[0].attn.num_heads} heads"
+    form += (
+        f", patches of {model.stem.patch_size[0] if hasattr(model, 'stem') else model.patch_embed.patch_size[0]} pixels"
+    )
     return f"{form}, {parameters}; {rates}, Muon at {recipe.matrix_learning_rate:g}"
 
 

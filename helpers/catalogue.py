@@ -64,17 +64,17 @@ _MAIN = (
 )
 
 # One schedule for the families: 500 steps of 128 images, whatever the network and however few distinct images.
-_SHORT = Recipe(images_seen=64_000)
-_SHORT_RESNET = replace(_SHORT, learning_rate=_RESNET.learning_rate)
+SHORT = Recipe(images_seen=64_000)
+_SHORT_RESNET = replace(SHORT, learning_rate=_RESNET.learning_rate)
 _SMALL = {"embed_dim": 64, "depth": 4, "num_heads": 4}
 _CONTROLS = (
-    Card("vit-short", "vit", "the ViT on the families' schedule: their control", recipe=_SHORT),
-    Card("vit-short-seed1", "vit", "the control from another seed", recipe=_SHORT, seed=1),
+    Card("vit-short", "vit", "the ViT on the families' schedule: their control", recipe=SHORT),
+    Card("vit-short-seed1", "vit", "the control from another seed", recipe=SHORT, seed=1),
     Card("resnet-short", "resnet", "the ResNet on the families' schedule", recipe=_SHORT_RESNET),
     Card("resnet-short-seed1", "resnet", "the same from another seed", recipe=_SHORT_RESNET, seed=1),
-    Card("vit-small", "vit", "a smaller ViT (half the width, half the depth) on that schedule", _SMALL, _SHORT),
-    Card("vit-small-seed1", "vit", "the same from another seed", _SMALL, _SHORT, seed=1),
-    Card("mixer", "mixer", "MLP-Mixer of the ViT's width and depth on that schedule", recipe=_SHORT),
+    Card("vit-small", "vit", "a smaller ViT (half the width, half the depth) on that schedule", _SMALL, SHORT),
+    Card("vit-small-seed1", "vit", "the same from another seed", _SMALL, SHORT, seed=1),
+    Card("mixer", "mixer", "MLP-Mixer of the ViT's width and depth on that schedule", recipe=SHORT),
 )
 
 SKIPLESS = tuple(
@@ -82,7 +82,7 @@ SKIPLESS = tuple(
         f"vit-without-{branch}-skip-{block}",
         "vit",
         f"trained without the skip around {'attention and MLP' if branch == 'both' else branch} of block {block}",
-        recipe=_SHORT,
+        recipe=SHORT,
         without_skip=(block, branch),
     )
     for block in (1, 4, 6)
@@ -95,7 +95,7 @@ _SCARCE = tuple(
         control,
         name=f"{control.name.removesuffix('-short')}-data{per_cent}",
         about=f"{control.name} with {per_cent} % of the training images",
-        recipe=replace(control.recipe, distinct_images=_SHORT.distinct_images * per_cent // 100),
+        recipe=replace(control.recipe, distinct_images=SHORT.distinct_images * per_cent // 100),
     )
     for control in _CONTROLS
     if control.name in ("vit-short", "resnet-short", "vit-small")

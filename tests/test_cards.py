@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from helpers import cards, results, zoo
+from helpers import cards, catalogue, results, zoo
 
 
 def tables(page):
@@ -40,7 +40,7 @@ def test_every_table_is_whole():
 
 
 def test_what_is_not_trained_yet_is_listed(tmp_path, monkeypatch):
-    untrained = zoo.Card("vit-wide", "vit", "twice as wide", {"embed_dim": 256})
+    untrained = catalogue.Card("vit-wide", "vit", "twice as wide", {"embed_dim": 256})
     monkeypatch.setitem(zoo.ZOO, "vit-wide", untrained)
     page = cards.cards_page()
     assert "### In the catalogue, not trained yet" in page and "- `vit-wide`: twice as wide" in page

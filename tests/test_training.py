@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from helpers import training, zoo
-from helpers.scenes import Corpus, render
+from helpers.catalogue import Card, Recipe
+from helpers.scenes import NOVEL, Corpus, render
 from helpers.training import train, train_missing
-from helpers.zoo import Card, Recipe
 
 RECIPE = Recipe(images_seen=480, distinct_images=96, batch=16)  # 30 steps
 STEPS = 30
@@ -122,6 +122,19 @@ def test_what_is_measured_is_what_is_stored(tmp_path):
     assert card["test_scenes"] == 16 and card["accuracy"]["all cues"].keys() == {"pair", "shape", "texture"}
     assert card["run"]["threads"] == torch.get_num_threads() and card["curve"][-1][0] == 480
     assert zoo.is_current(VIT)
+
+
+def test_fine_tuning_starts_from_the_stored_weights_with_a_new_classifier(tmp_path):
+    train(VIT, **QUICK)
+    tuned = replace(VIT, name="tuned", corpus=NOVEL, seed=5, start="tiny-vit", recipe=replace(RECIPE, images_seen=16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.ZOO, VIT.name, VIT)
+        before, first = zoo.load(VIT.name).state_dict(), training._start(tuned).state_dict()
+    same = {key for key in before if torch.equal(before[key], first[key])}
+    assert {key for key in before if key.startswith("head")} - same == {"head.weight", "head.bias"}
+    assert same >= {key for key in before if not key.startswith("head")}
+    with pytest.raises(FileNotFoundError, match="not trained yet"):
+        training._start(replace(tuned, start="vit"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

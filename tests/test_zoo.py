@@ -12,18 +12,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from helpers import zoo
+from helpers import catalogue, zoo
 from helpers.evaluation import CUES, TEST_SCENES
 from helpers.images import normalise
+from helpers.residual import SkiplessBlock
 from helpers.scenes import Corpus, render, split
 
 STORED = [*zoo.names(), zoo.BASELINE.name]
+MAIN = [name for name in zoo.names() if zoo.ZOO[name].recipe.images_seen > catalogue.SHORT.images_seen]
+CORPUS = Corpus()
 MEGABYTE = 1e6
 
 
 @functools.cache
-def held_out(cue=None, count=TEST_SCENES):
-    return render(Corpus().without(cue) if cue else Corpus(), split("test", count))
+def held_out(cue=None, count=TEST_SCENES, corpus=CORPUS):
+    return render(corpus.without(cue) if cue else corpus, split("test", count))
 
 
 @torch.inference_mode()
@@ -44,14 +47,14 @@ def empty_zoo(tmp_path, monkeypatch):
 
 def tiny(**changes):
     about = {"architecture": {"embed_dim": 16, "depth": 1, "num_heads": 2}, **changes}
-    return zoo.Card("vit", "vit", "a tiny stand-in", **about)
+    return catalogue.Card("vit", "vit", "a tiny stand-in", **about)
 
 
 @pytest.fixture
 def tiny_zoo(empty_zoo, monkeypatch):
     """A zoo whose "vit" is tiny, untrained, and stored."""
     monkeypatch.setitem(zoo.ZOO, "vit", tiny())
-    zoo.save(tiny(), zoo.build(tiny()), {"accuracy": {}})
+    zoo.save(tiny(), catalogue.build(tiny()), {"accuracy": {}})
     return empty_zoo
 
 
@@ -62,20 +65,21 @@ def test_the_main_pair_is_stored():
     assert {"vit", "resnet"} <= set(zoo.names()), "run `make zoo`"
 
 
-@pytest.mark.parametrize("name", STORED)
-def test_a_stored_model_is_as_good_as_its_card_says(name):
+@pytest.mark.parametrize("name", [*MAIN, zoo.BASELINE.name])
+def test_a_main_model_is_as_good_as_its_card_says(name):
     found, said = shares(zoo.load(name), held_out()), zoo.card(name)["accuracy"]["all cues"]
     assert found == pytest.approx(said, abs=0.005), f"{name}: measured {found}, its card says {said}"
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_a_stored_model_leans_on_the_cues_as_its_card_says(name):
-    model, count = zoo.load(name), 1024
-    for cue in CUES:  # a quarter of the card's scenes: equal up to sampling
-        found, said = shares(model, held_out(cue, count)), zoo.card(name)["accuracy"][f"without {cue}"]
-        for what, share in said.items():
+def test_a_stored_model_is_as_good_and_leans_on_the_cues_as_its_card_says(name):
+    model, corpus = zoo.load(name), {**zoo.ZOO, zoo.BASELINE.name: zoo.BASELINE}[name].corpus
+    for cue in (None, *CUES):  # a few of the card's scenes: equal up to sampling
+        count = 1024 if name in MAIN or cue is None else 256
+        found = shares(model, held_out(cue, count, corpus))
+        for what, share in zoo.card(name)["accuracy"][f"without {cue}" if cue else "all cues"].items():
             error = (share * (1 - share) * (1 / count - 1 / TEST_SCENES)) ** 0.5
-            assert found[what] == pytest.approx(share, abs=4 * error + 0.005), f"{name} without {cue}: {what}"
+            assert found[what] == pytest.approx(share, abs=4.5 * error + 0.005), f"{name} without {cue}: {what}"
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -84,7 +88,7 @@ def test_a_card_is_that_of_the_catalogue(name):
     assert zoo.is_current(wanted), f"{name} is stored from another recipe: delete its files and run `make zoo`"
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", MAIN)
 def test_networks_see_much_more_than_colours(name):
     """At least 30 points of 32-way accuracy above a linear probe on colour histograms, trained on the same scenes."""
     colours = zoo.card(zoo.BASELINE.name)["accuracy"]["all cues"]["pair"]
@@ -112,14 +116,19 @@ def test_the_weights_are_small_and_half_precision():
 
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_the_architectures_are_those_of_the_book(name):
-    model = zoo.build(zoo.ZOO[name]).eval()
+    card = zoo.ZOO[name]
+    model = catalogue.build(card).eval()
     with torch.inference_mode():
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 32)
         features = model.forward_features(torch.zeros(1, 3, 64, 64))
-    if zoo.ZOO[name].family == "vit":
-        cls = 0 if name == "vit-gap" else 1
-        assert features.shape == (1, 64 + cls, 128) and len(model.blocks) == 8
+    if card.family == "vit":
+        width, depth, cls = (64, 4, 1) if name.startswith("vit-small") else (128, 8, 0 if name == "vit-gap" else 1)
+        assert features.shape == (1, 64 + cls, width) and len(model.blocks) == depth
         assert model.num_prefix_tokens == cls and model.global_pool == ("token" if cls else "avg")
+        lacking = [i for i, block in enumerate(model.blocks) if isinstance(block, SkiplessBlock)]
+        assert lacking == ([card.without_skip[0]] if card.without_skip else [])
+    elif card.family == "mixer":
+        assert features.shape == (1, 64, 128) and len(model.blocks) == 8
     else:
         assert features.shape == (1, 256, 5, 5)  # the stem pads by one more pixel than it needs: 34, 17, 9 and 5
         assert [len(stage.blocks) for stage in model.stages] == [4, 4, 4, 4]
@@ -131,8 +140,31 @@ def test_the_architectures_are_those_of_the_book(name):
         assert len(standardised) >= len(convolutions) - 1  # all but the classifier, which is a 1 × 1 convolution
 
 
+def test_in_the_families_one_thing_differs():
+    """Each model of a family differs from its control in what its name says, and in nothing else."""
+    zoo_of = {name: asdict(card) for name, card in zoo.ZOO.items()}
+
+    def differences(name, control):
+        a, b = zoo_of[name], zoo_of[control]
+        changed = {key for key in a if a[key] != b[key]} - {"name", "about", "recipe"}
+        return changed | {key for key in a["recipe"] if a["recipe"][key] != b["recipe"][key]}
+
+    for card in catalogue.SKIPLESS:
+        assert differences(card.name, "vit-short") == {"without_skip"}
+        assert card.name == f"vit-without-{card.without_skip[1]}-skip-{card.without_skip[0]}"
+    for per_cent in catalogue.FRACTIONS:
+        for family, control in (("vit", "vit-short"), ("vit-small", "vit-small"), ("resnet", "resnet-short")):
+            assert differences(f"{family}-data{per_cent}", control) == {"distinct_images"}
+            assert zoo.ZOO[f"{family}-data{per_cent}"].recipe.distinct_images == per_cent * 1000
+    for control in ("vit-short", "vit-small", "resnet-short"):
+        assert differences(f"{control}-seed1", control) == {"seed"}
+    assert differences("vit-small", "vit-short") == {"architecture"}
+    assert differences("mixer", "vit-short") == {"family"}
+    assert differences("vit-short", "vit") == {"images_seen"} == differences("resnet-short", "resnet")
+
+
 def test_seeds_make_different_weights_and_the_same_seed_the_same():
-    first, same, other = (zoo.build(zoo.ZOO["vit"], seed).state_dict() for seed in (3, 3, 4))
+    first, same, other = (catalogue.build(zoo.ZOO["vit"], seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[key], same[key]) for key in first)
     assert not torch.equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
 
@@ -146,8 +178,8 @@ def test_building_a_model_leaves_the_random_state_alone():
 
 
 def test_an_unknown_family_is_named():
-    with pytest.raises(ValueError, match="unknown family 'mixer'.*known: vit, resnet"):
-        zoo.build(replace(tiny(), family="mixer"))
+    with pytest.raises(ValueError, match="unknown family 'gnn'.*known: vit, resnet, mixer"):
+        catalogue.build(replace(tiny(), family="gnn"))
 
 
 # --- untrained twins
@@ -173,7 +205,7 @@ def test_the_twin_of_a_timm_model_needs_no_network_and_has_live_branches():
 
 
 def test_a_saved_model_comes_back_in_half_precision(tiny_zoo):
-    built, loaded = zoo.build(tiny()), zoo.load("vit")
+    built, loaded = catalogue.build(tiny()), zoo.load("vit")
     for key, value in built.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value.half().float())
     assert not loaded.training and next(loaded.parameters()).dtype == torch.float32
@@ -182,7 +214,7 @@ def test_a_saved_model_comes_back_in_half_precision(tiny_zoo):
 
 
 def test_a_card_of_another_recipe_is_not_current(tiny_zoo):
-    assert not zoo.is_current(tiny(recipe=zoo.Recipe(images_seen=1)))
+    assert not zoo.is_current(tiny(recipe=catalogue.Recipe(images_seen=1)))
     assert not zoo.is_current(tiny(seed=1)) and not zoo.is_current(tiny(corpus=Corpus(palette=0.1)))
     assert zoo.is_current(replace(tiny(), about="in other words"))
 
