@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from helpers import results, zoo
+from helpers import record_layers, results, zoo
 from helpers.cka import CKAResult, MinibatchCKA, cka_heatmap, gram_row
 from helpers.hsic import row_of_gram
 from helpers.images import ImageSet, batches, folder_images, normalise
@@ -155,7 +155,13 @@ def _large_grams(model: nn.Module, taps: list[Tap], images: torch.Tensor) -> lis
     return grams
 
 
-RECORDINGS = {"similarity": similarity, "twins": twins, "tokens": tokens, "batch_sizes": batch_sizes}
+RECORDINGS = {
+    "similarity": similarity,
+    "twins": twins,
+    "tokens": tokens,
+    "batch_sizes": batch_sizes,
+    "receptive_fields": record_layers.receptive_fields,
+}
 
 
 def _first(images: ImageSet, count: int) -> ImageSet:

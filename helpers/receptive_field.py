@@ -1,0 +1,265 @@
+"""Effective receptive fields: which pixels of an image a position of a network depends on, and how much.
+
+The effective receptive field of a place is the absolute gradient of one middle position of its feature map F with
+respect to the image x, averaged over channels c and images (Luo et al. 2016; Raghu et al. 2021, Figures 6 and C.1 to
+C.4)::
+
+    mean over images, mean over c of |∂F[c, middle] / ∂x|        summed over red, green and blue
+
+The absolute value is taken of each channel of each image. To sum over channels first, as is often seen, lets signs
+cancel: that is the gradient of a sum, another quantity. To spare backward passes some channels of each image may be
+drawn at random: the mean over them estimates the mean over all without bias, and as the draw differs from image to
+image, an error estimated over images covers it.
+
+The middle position is number H // 2 of the rows and W // 2 of the columns. In a grid of even size it lies half a step
+below and to the right of the image's middle, so distances are counted from the position's own centre in the image.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from helpers.images import normalise
+from helpers.structure import STREAM
+from helpers.taps import Tap, capture, taps_for
+
+BRANCHES = ("attn", "mlp", "token_mix", "channel_mix", "branch")  # kinds of taps: what is about to be added
+GROUPS = 16  # of the jackknife over images
+
+
+@dataclass(frozen=True)
+class ReceptiveFields:
+    """Effective receptive fields of some places of a network.
+
+    ``maps`` (groups, places, H, W): mean absolute gradient over each group's images, of which there are ``counts``
+    (groups,). ``places``: a table of name, kind, depth (of a branch: that of the sum it enters), and ``row`` and
+    ``column``, the centre in the image of the position that was read, in pixels from its upper left corner.
+    """
+
+    maps: Tensor
+    counts: Tensor
+    places: pd.DataFrame
+
+    def mean(self, without: int | None = None) -> Tensor:
+        """The maps (places, H, W) over all images, or without those of a group."""
+        counts = self.counts.clone()
+        if without is not None:
+            counts[without] = 0
+        return torch.einsum("g,gphw->phw", counts / counts.sum(), self.maps)
+
+    def table(self, patch: int) -> pd.DataFrame:
+        """``radius`` and ``share`` of each place, once with all images (``left_out`` −1) and without each group.
+
+        ``radius``: that of the disc that holds half of the mass, in pixels. ``share``: of the mass in the square of
+        ``patch`` × ``patch`` pixels around the centre, from 0 to 1.
+        """
+        centres = list(zip(self.places["row"], self.places["column"], strict=True))
+        parts = []
+        for group in range(-1, len(self.counts)):
+            maps = self.mean(None if group < 0 else group)
+            radius = [half_mass_radius(field, centre) for field, centre in zip(maps, centres, strict=True)]
+            share = [central_share(field, centre, patch) for field, centre in zip(maps, centres, strict=True)]
+            parts.append(self.places.assign(left_out=group, radius=radius, share=share))
+        return pd.concat(parts, ignore_index=True)
+
+
+def effective_receptive_fields(
+    model: nn.Module,
+    images: Tensor,
+    taps: list[Tap] | None = None,
+    *,
+    channels: int | None = None,
+    groups: int = GROUPS,
+    length: int | None = None,
+    batch: int = 16,
+    seed: int = 0,
+) -> ReceptiveFields:
+    """Effective receptive fields of places of ``model`` over images (N, 3, H, W), uint8 or float in [0, 1].
+
+    Gradients are with respect to pixel values in [0, 1]. One forward pass a batch, one backward pass a batch, place and
+    channel. ``taps``: the residual stream and the branches by default. ``channels``: how many to draw for each
+    image and place, without repetition, from ``seed``; all by default. ``groups``: of images, for errors; image i
+    is in group i mod ``groups``. ``length``: number of the complete network's places after the first, where some
+    are missing. ``batch`` changes nothing but memory: in eval mode, in which the model is run, images are independent.
+
+    The parameters' ``requires_grad`` and the modules' modes are restored.
+
+    Raises ValueError for images that are no batch or fewer than groups, for channels below 1, for an activation
+    that is neither a feature map nor a grid of tokens, and for gradients that are zero or not finite.
+    """
+    if images.ndim != 4 or not 0 < groups <= len(images):
+        raise ValueError(f"at least {groups} images (N, 3, H, W) are needed for {groups} groups; got {images.shape}")
+    if channels is not None and channels < 1:
+        raise ValueError(f"channels is a number of channels, at least 1, or None for all; got {channels}")
+    taps = taps_for(model, [*STREAM, *BRANCHES]) if taps is None else taps
+    modes = {module: module.training for module in model.modules()}
+    frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    size = tuple(images.shape[-2:])
+    sums = torch.zeros(groups, len(taps), *size)
+    counts = torch.bincount(torch.arange(len(images)) % groups, minlength=groups).float()
+    draw = torch.Generator().manual_seed(seed)
+    try:
+        model.eval().requires_grad_(False)
+        look = capture(model, taps, lambda x: (_layout(model, x)[:2], _middle(model, x).shape[1]))
+        with torch.inference_mode(), look as shapes, _Centres(model) as known:
+            model(normalise(model, images[:1]))
+        drawn = {  # place → (N, number of channels)
+            name: torch.rand(len(images), total, generator=draw).argsort(1)[:, :channels]
+            for name, (_, total) in shapes.items()
+        }
+        for start in range(0, len(images), batch):
+            x = images[start : start + batch]
+            x = x.float() / 255 if x.dtype == torch.uint8 else x.float().clone()
+            with torch.enable_grad(), capture(model, taps, lambda x: _middle(model, x)) as out:
+                model(normalise(model, x.requires_grad_()))
+            group = torch.arange(start, start + len(x)) % groups
+            for place, (name, middle) in enumerate(out.items()):  # (B, C)
+                for channel in (own := drawn[name][start : start + batch].to(middle.device)).T:
+                    chosen = middle.gather(1, channel[:, None]).sum()  # of each image a channel of its own
+                    gradient = torch.autograd.grad(chosen, x, retain_graph=True)[0]  # (B, 3, H, W)
+                    sums[:, place].index_add_(0, group, gradient.abs().sum(1).cpu() / own.shape[1])
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, required in frozen.items():
+            parameter.requires_grad_(required)
+    mass = sums.sum((0, 2, 3))
+    if bad := [tap.name for tap, m in zip(taps, mass.tolist(), strict=True) if not (np.isfinite(m) and m > 0)]:
+        raise ValueError(f"the gradients of {', '.join(bad)} are zero or not finite, so there is no receptive field")
+    rows, reached = [], 0
+    last = sum(tap.kind in STREAM for tap in taps) - 1 if length is None else length
+    for tap, (grid, _) in zip(taps, shapes.values(), strict=True):
+        centre = [known.centre(n, n // 2, side, axis) for axis, (n, side) in enumerate(zip(grid, size, strict=True))]
+        rows.append((tap.name, tap.kind, reached / max(last, 1), *centre))
+        reached += tap.kind in STREAM
+    places = pd.DataFrame(rows, columns=["name", "kind", "depth", "row", "column"])
+    return ReceptiveFields(sums / counts[:, None, None, None], counts, places)
+
+
+def half_mass_radius(field: Tensor, centre: tuple[float, float]) -> float:
+    """Radius in pixels of the disc around ``centre`` (row, column) that holds half of the mass of a map (H, W).
+
+    A pixel belongs to the disc when its centre does; between the distances of pixels the mass is interpolated.
+    """
+    row, column = (torch.arange(n) + 0.5 - c for n, c in zip(field.shape, centre, strict=True))
+    distance = (row[:, None] ** 2 + column[None] ** 2).sqrt().flatten().double()
+    rings, ring = torch.unique(distance.round(decimals=6), return_inverse=True)
+    mass = torch.zeros(len(rings), dtype=torch.double).index_add_(0, ring, field.flatten().double()).cumsum(0)
+    return float(np.interp(0.5 * float(mass[-1]), [0.0, *mass.tolist()], [0.0, *rings.tolist()]))
+
+
+def central_share(field: Tensor, centre: tuple[float, float], side: int) -> float:
+    """Share of the mass of a map (H, W) in a square of ``side`` pixels around ``centre``, whose rim cuts pixels."""
+    inside = []
+    for n, c in zip(field.shape, centre, strict=True):
+        pixel = torch.arange(n, dtype=torch.double)
+        inside.append((torch.clamp(pixel + 1, max=c + side / 2) - torch.clamp(pixel, min=c - side / 2)).clamp(min=0))
+    return float((inside[0] @ field.double() @ inside[1]) / field.double().sum())
+
+
+def uniform_radius(size: tuple[int, int], centre: tuple[float, float] | None = None) -> float:
+    """The radius of a position that depends on all pixels of an image alike."""
+    return half_mass_radius(torch.ones(size), centre or (size[0] / 2, size[1] / 2))
+
+
+def early_radius(table: pd.DataFrame, depth: float = 0.1) -> float:
+    """Claim R12: radius at the place nearest to ``depth``; ``table`` of one network, no group left out."""
+    stream = table[table["kind"].isin(STREAM)]
+    return float(stream.loc[(stream["depth"] - depth).abs().idxmin(), "radius"])
+
+
+def largest_step(table: pd.DataFrame, until: float) -> float:
+    """Claim R12: the largest share of the radius's growth in a step of depth 0.1, from 0 to at most ``until``."""
+    stream = table[table["kind"].isin(STREAM)]
+    depths = np.arange(0, until + 1e-9, 0.1)
+    radius = np.interp(depths, stream["depth"], stream["radius"])
+    return float(np.diff(radius).max() / (radius[-1] - radius[0]))
+
+
+def kept_by_skip(table: pd.DataFrame, branch: str, places: list[str]) -> float:
+    """Claim R13: share after the sum over share of the branch before it, averaged over ``places`` (names of sums).
+
+    ``branch``: the kind of the branches that enter them.
+    """
+    position = {name: i for i, name in enumerate(table["name"])}
+    share, kind = table["share"].to_numpy(), table["kind"].to_numpy()
+    before = [max(i for i in range(position[name]) if kind[i] == branch) for name in places]
+    return float(np.mean([share[position[name]] / share[i] for name, i in zip(places, before, strict=True)]))
+
+
+def _layout(model: nn.Module, x: Tensor) -> tuple[int, int, int]:
+    """Rows and columns of an activation's grid, and the number of prefix tokens (−1: a map, −2: channels last)."""
+    if x.ndim == 4:
+        last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        return (*(x.shape[1:3] if last else x.shape[2:]), -2 if last else -1)
+    if x.ndim == 3:
+        side = int(x.shape[1] ** 0.5)
+        prefix = getattr(model, "num_prefix_tokens", x.shape[1] - side**2)
+        grid = tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ())
+        if len(grid) == 2 and grid[0] * grid[1] == x.shape[1] - prefix:
+            return (*grid, prefix)
+        side = int((x.shape[1] - prefix) ** 0.5)
+        if side**2 == x.shape[1] - prefix:
+            return side, side, prefix
+    raise ValueError(
+        f"{type(model).__name__}: an activation of shape {tuple(x.shape)} is neither a feature map (B, C, H, W) nor a "
+        "square grid of tokens (B, prefix + H · W, C), so it has no middle position; choose other taps"
+    )
+
+
+def _middle(model: nn.Module, x: Tensor) -> Tensor:
+    """The middle position of an activation: (B, channels)."""
+    height, width, prefix = _layout(model, x)
+    if prefix == -1:
+        return x[:, :, height // 2, width // 2]
+    return x[:, height // 2, width // 2] if prefix == -2 else x[:, prefix + height // 2 * width + width // 2]
+
+
+class _Centres:
+    """Where in the image the positions of each layer have their centre, read off the convolutions of a forward pass.
+
+    A convolution of kernel k, stride s and padding p puts position o's centre on s · o − p + (k − 1) / 2 of its input.
+    A network reaches each size of grid first through its main path, so a grid is known by its size. One that
+    no convolution has made is taken to divide the image evenly.
+    """
+
+    def __init__(self, model: nn.Module):
+        kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.modules.padding._ConstantPadNd)
+        self.maps: tuple[dict, dict] = ({}, {})  # rows, columns: size → (step, first), in pixels
+        self.modules = [module for module in model.modules() if isinstance(module, kinds)]
+
+    def __enter__(self) -> "_Centres":
+        self.handles = [module.register_forward_hook(self._read) for module in self.modules]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _read(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        for axis in (0, 1):
+            before, after = args[0].shape[2 + axis], output.shape[2 + axis]
+            known = self.maps[axis]
+            known.setdefault(before, (1.0, 0.5)) if not known else None
+            if before not in known or after in known:
+                continue
+            if isinstance(module, nn.modules.padding._ConstantPadNd):
+                kernel, stride, pad = 1, 1, module.padding[2 * (1 - axis)]
+            else:
+                kernel, stride, pad = (_pair(getattr(module, a))[axis] for a in ("kernel_size", "stride", "padding"))
+                if type(module).__name__.endswith("Same"):  # pads as much as it needs, the odd one at the end
+                    pad = max((after - 1) * stride + kernel - before, 0) // 2
+            step, first = known[before]
+            known[after] = (step * stride, first + step * ((kernel - 1) / 2 - pad))
+
+    def centre(self, n: int, position: int, size: int, axis: int) -> float:
+        """Centre in pixels of a position of a grid of ``n`` along an axis of an image of ``size``."""
+        step, first = self.maps[axis].get(n, (size / n, size / n / 2))
+        return first + step * position
+
+
+def _pair(value) -> tuple:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

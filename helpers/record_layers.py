@@ -1,0 +1,78 @@
+"""Recordings of what happens layer by layer in ImageNet-trained models: receptive fields and skip connections.
+
+``helpers.record`` makes them with the others (``make record``).
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+from torch.utils.data import Subset
+from tqdm import tqdm
+
+from helpers import results
+from helpers.images import ImageSet
+from helpers.receptive_field import GROUPS, effective_receptive_fields
+from helpers.taps import taps_for
+
+FIELD_IMAGES = 32  # as in the paper
+FIELD_CHANNELS = 8  # drawn at random for each image, place and map
+FIELD_SIZE = 56  # side of a stored map
+EVERY = 4  # of a very deep network only every fourth block is read
+MANY_BLOCKS = 40
+
+
+def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """Effective receptive fields of each place and branch (Raghu et al. 2021, Figures 6 and C.1 to C.4)."""
+    images = _first(images, FIELD_IMAGES)
+    pictures = torch.stack([images[i][0] for i in range(len(images))])
+    patch = next((m.patch_embed.patch_size[0] for m in networks.values() if hasattr(m, "patch_embed")), 16)
+    tables, arrays = [], {}
+    for name, network in tqdm(networks.items(), desc="receptive fields", unit="model"):
+        blocks = taps_for(network, ["stem", "block"]) if not hasattr(network, "patch_embed") else []
+        taps = [*blocks[:1], *blocks[EVERY::EVERY]] if len(blocks) > MANY_BLOCKS else None
+        fields = effective_receptive_fields(network, pictures, taps, channels=FIELD_CHANNELS)
+        if taps:  # depth counts all blocks, read or not
+            fields.places["depth"] = [blocks.index(tap) / (len(blocks) - 1) for tap in taps]
+        tables.append(fields.table(patch).assign(model=name))
+        small = adaptive_avg_pool2d(fields.mean(), FIELD_SIZE)
+        arrays[name] = (small / small.mean((1, 2), keepdim=True)).half().contiguous()
+    where.mkdir(parents=True, exist_ok=True)
+    save_file(arrays, where / "receptive_fields.safetensors")
+    units = {"depth": "share of the model's places", "radius": "px", "share": "1"} | dict.fromkeys(
+        ("row", "column"), "px"
+    )
+    about = {"images": images.describe(), "groups": GROUPS, "channels": FIELD_CHANNELS, "patch": patch, "seed": 0}
+    what = "Effective receptive fields: radius of half the mass and share of the central patch, by group left out"
+    arrays_hash = _sha256(where / "receptive_fields.safetensors")
+    table = pd.concat(tables, ignore_index=True)
+    results.write("receptive_fields", table, what=what, units=units, where=where, arrays=arrays_hash, **about, **notes)
+
+
+def recorded_fields(where: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, Tensor], dict[str, Any]]:
+    """The recorded receptive fields: table, maps (places, 56, 56) of mean 1 by model, sidecar.
+
+    Raises as ``results.read`` does; ValueError if the maps are not the sidecar's own.
+    """
+    folder = Path(where or results.RECORDED)
+    table, sidecar = results.read("receptive_fields", folder)
+    file = folder / "receptive_fields.safetensors"
+    if _sha256(file) != sidecar["arrays"]:
+        raise ValueError(f"{file} is not the file its sidecar describes; restore it, or run `make record` again")
+    return table, {name: maps.float() for name, maps in load_file(file).items()}, sidecar
+
+
+def _first(images: ImageSet, count: int) -> ImageSet:
+    """The first ``count`` images of a set, described as such."""
+    if len(images) <= count:
+        return images
+    return ImageSet(count, Subset(images, range(count)).__getitem__, {**images.describe(), "first_of": len(images)})
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
