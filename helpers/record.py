@@ -161,6 +161,7 @@ RECORDINGS = {
     "tokens": tokens,
     "batch_sizes": batch_sizes,
     "receptive_fields": record_layers.receptive_fields,
+    "skip_ratios": record_layers.skips,
 }
 
 

@@ -16,13 +16,15 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from helpers import results
-from helpers.images import ImageSet
+from helpers.images import ImageSet, batches
 from helpers.receptive_field import GROUPS, effective_receptive_fields
+from helpers.residual import MEASURES, skip_ratios
 from helpers.taps import taps_for
 
 FIELD_IMAGES = 32  # as in the paper
 FIELD_CHANNELS = 8  # drawn at random for each image, place and map
 FIELD_SIZE = 56  # side of a stored map
+SKIP_IMAGES = 1024
 EVERY = 4  # of a very deep network only every fourth block is read
 MANY_BLOCKS = 40
 
@@ -52,6 +54,25 @@ def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Pa
     arrays_hash = _sha256(where / "receptive_fields.safetensors")
     table = pd.concat(tables, ignore_index=True)
     results.write("receptive_fields", table, what=what, units=units, where=where, arrays=arrays_hash, **about, **notes)
+
+
+def skips(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """Skip ratios of every residual sublayer, and of each token of a ViT (Raghu et al. 2021, Figures 7, E.1, E.2)."""
+    images = _first(images, SKIP_IMAGES)
+    size = max(1, len(images) // GROUPS)
+    tables, tokens = [], []
+    for name, network in networks.items():
+        found = skip_ratios(network, tqdm(batches(images, size), desc=f"skip ratios, {name}", unit="batch"))
+        tables.append(found.table().assign(model=name))
+        if "CLS" in found.tokens:
+            tokens.append(found.by_token().assign(model=name))
+    about = {"images": images.describe(), "groups": GROUPS, "where": where, **notes}
+    what = "Norm of the skip over that of the branch, and cosines to their sum, by sublayer and group left out"
+    units = dict.fromkeys((*MEASURES, "whole"), "1")
+    results.write("skip_ratios", pd.concat(tables, ignore_index=True), what=what, units=units, **about)
+    if tokens:
+        table = pd.concat(tokens, ignore_index=True)
+        results.write("skip_tokens", table, what="The same ratio for each token", units={"ratio": "1"}, **about)
 
 
 def recorded_fields(where: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, Tensor], dict[str, Any]]:

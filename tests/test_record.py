@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from helpers import record, results, structure, zoo
+from helpers import record, record_layers, results, structure, zoo
 from helpers.images import batches, folder_images, normalise
 from helpers.record import recorded_cka
 from helpers.structure import STREAM
@@ -66,7 +66,7 @@ def reader(tmp_path):
     cards = {}
     (tmp_path / "weights").mkdir()
     for name in ("test_vit", "test_resnet"):
-        model = timm.create_model(name)
+        model = timm.create_model(name, **({"zero_init_last": False} if "resnet" in name else {}))
         save_file(model.state_dict(), tmp_path / "weights" / f"{name}.safetensors")
         card = {"architecture": name, "file": f"{name}.safetensors", "mean": [0.5] * 3, "std": [0.5] * 3}
         cards[name] = card | {"trained_on": "nothing", "complete": True, "source": "this test"}
@@ -81,6 +81,8 @@ def reader(tmp_path):
 def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch):
     for name, value in {"BATCH": 8, "CONTROL_IMAGES": 12, "LARGE": 8, "SMALL": 4}.items():
         monkeypatch.setattr(record, name, value)
+    for name, value in {"FIELD_IMAGES": 16, "FIELD_CHANNELS": 1, "SKIP_IMAGES": 16, "MANY_BLOCKS": 3}.items():
+        monkeypatch.setattr(record_layers, name, value)
     arguments = [
         "--weights",
         str(reader),
@@ -102,6 +104,14 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch
     assert tokens.n_images == 12 and len(same[0]) == len(stream)
     large, small = (recorded_cka(f"similarity_batch{n}", reader / "out")[0] for n in (8, 4))
     assert large.n_images == small.n_images == 12 and structure.largest_difference(large, small)[0] > 0
+    fields, maps, sidecar = record_layers.recorded_fields(reader / "out")
+    assert set(maps) == set(fields["model"]) == {"test_vit", "test_resnet"} and sidecar["images"]["count"] == 16
+    for name, rows in fields[fields["left_out"] < 0].groupby("model"):
+        assert maps[name].shape == (len(rows), 56, 56) and rows["depth"].iloc[0] == 0
+    skips, _ = results.read("skip_ratios", reader / "out")
+    assert set(skips["left_out"]) == set(range(-1, 16)) and set(skips["branch"]) == {"attention", "MLP", "block"}
+    tokens, _ = results.read("skip_tokens", reader / "out")
+    assert set(tokens["model"]) == {"test_vit"} and tokens["token"].max() == 100  # of 160 pixels by patches of 16
     (reader / "out" / "similarity.safetensors").write_bytes(
         (reader / "out" / "token_similarity.safetensors").read_bytes()
     )
