@@ -115,6 +115,18 @@ def last_third(matrix: np.ndarray, vit: Places, resnet: Places) -> float:
     return float(highest[late].mean() - highest[~late].mean())
 
 
+def across_block(matrix: np.ndarray, vit: Places, block: int) -> float:
+    """R17: mean CKA of the places of a ViT up to the input of a block (from 0) with those from its output on.
+
+    Raises ValueError for a block that the ViT does not have.
+    """
+    blocks = (len(vit.index) - 1) // 2  # two places each, after the embedding
+    if not 0 <= block < blocks:
+        raise ValueError(f"there is no block {block}: this network has blocks 0 to {blocks - 1}")
+    own = between(matrix, vit, vit)
+    return float(own[: 2 * block + 1, 2 * block + 2 :].mean())
+
+
 def largest_difference(a: CKAResult, b: CKAResult) -> tuple[float, float]:
     """R30: the largest absolute difference of two CKA matrices of the same places, and its standard error.
 

@@ -102,3 +102,13 @@ def test_largest_difference_is_the_largest_cell():
     assert value == pytest.approx(0.06) and error == pytest.approx(0)
     with pytest.raises(ValueError, match="different places"):
         structure.largest_difference(a, result_of(np.eye(2), ["stem", "layer2.0"], kinds))
+
+
+def test_across_a_block_are_the_places_up_to_its_input_and_from_its_output_on():
+    own = np.full((9, 9), 0.9)
+    own[:5, 6:] = own[6:, :5] = 0.1  # of four blocks number 2 is a wall: its middle is place 5
+    matrix = joint(own, np.eye(9), np.zeros((9, 9)))
+    assert structure.across_block(matrix, VIT, 2) == pytest.approx(0.1)
+    assert structure.across_block(matrix, VIT, 1) > 0.3
+    with pytest.raises(ValueError, match="blocks 0 to 3"):
+        structure.across_block(matrix, VIT, 4)
