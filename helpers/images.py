@@ -22,10 +22,21 @@ CROP_SHARE = 0.875  # of the shorter side, the usual evaluation crop of ImageNet
 
 
 class ImageSet(Dataset):
-    """Images (3, H, W) uint8 with labels, and a description of what they are for the provenance of a result."""
+    """Images (3, H, W) uint8 with labels, and a description of what they are for the provenance of a result.
 
-    def __init__(self, count: int, get: Callable[[int], tuple[torch.Tensor, int]], description: dict):
+    ``names`` and ``labels``: the images' file names and labels, known without reading them, where they are files.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        get: Callable[[int], tuple[torch.Tensor, int]],
+        description: dict,
+        names: Sequence[str] = (),
+        labels: Sequence[int] = (),
+    ):
         self._count, self._get, self._description = count, get, description
+        self.names, self.labels = list(names), list(labels)
 
     def __len__(self) -> int:
         return self._count
@@ -36,6 +47,13 @@ class ImageSet(Dataset):
     def describe(self) -> dict:
         """Source, count, size in pixels and a hash that pins the list of images and its order."""
         return {**self._description, "count": self._count}
+
+    def first(self, count: int) -> "ImageSet":
+        """The first ``count`` images, described as such; the set itself where it has no more."""
+        if len(self) <= count:
+            return self
+        about = {**self._description, "first_of": len(self)}
+        return ImageSet(count, self._get, about, self.names[:count], self.labels[:count])
 
 
 def scene_images(count: int, split: str = "test", corpus: scenes.Corpus | None = None) -> ImageSet:
@@ -79,7 +97,8 @@ def folder_images(path: str | Path, size: int = 224, limit: int | None = None, s
             raise ValueError(f"cannot read {file} as an image ({error}); mend it or remove it") from error
 
     about = {"source": f"folder {root.name}", "size": size, "shuffled_with_seed": seed, "sha256": pinned.hexdigest()}
-    return ImageSet(len(files), get, about)
+    names, labels = [file.name for file in files], [classes[file.parent] for file in files]
+    return ImageSet(len(files), get, about, names, labels)
 
 
 def torchvision_images(dataset: Dataset, size: int = 224, limit: int | None = None, seed: int = 0) -> ImageSet:

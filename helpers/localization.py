@@ -11,11 +11,12 @@ that lie nearer to its centre in the image than to any other position's. For a V
 began as. A convolution's positions have their centres where kernels, strides and padding put them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -53,6 +54,26 @@ class TokenPatches:
     def map(self, row: int, column: int) -> np.ndarray:
         """The map (h, w) of one position."""
         return self.matrix[row * self.grid[1] + column].reshape(self.grid)
+
+
+def table(found: Mapping[str, TokenPatches], depths: Sequence[float], **labels: Any) -> pd.DataFrame:
+    """The numbers of several places, once with all images (``left_out`` −1) and without each group, for ``jackknife``.
+
+    Columns: ``labels``, place, depth, left_out, chance, hit_rate, displacement, border_confusion, matched_confusion;
+    and shuffled, the hit rate of the control (NaN without one).
+    """
+    rows = []
+    for (place, at), depth in zip(found.items(), depths, strict=True):
+        for group in (None, *np.flatnonzero(at.sums.batches)):
+            matrix = at.sums.cka(without=group)
+            numbers = {
+                fn.__name__: fn(matrix, at.grid) for fn in (hit_rate, displacement, border_confusion, matched_confusion)
+            }
+            shuffled = np.nan if at.control is None else hit_rate(at.control.sums.cka(without=group), at.grid)
+            left_out = -1 if group is None else int(group)
+            about = {**labels, "place": place, "depth": depth, "left_out": left_out, "chance": chance(at.grid)}
+            rows.append({**about, **numbers, "shuffled": shuffled})
+    return pd.DataFrame(rows)
 
 
 def rim(grid: tuple[int, int]) -> np.ndarray:

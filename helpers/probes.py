@@ -216,7 +216,39 @@ def few_shot(labels: Tensor, shots: int, seed: int) -> tuple[Tensor, Tensor]:
     return chosen, rest.nonzero().flatten()
 
 
-def interval(scores: Tensor, seed: int = 0, times: int = 2000, statistic: Callable = np.mean) -> tuple[float, float]:
+def probe_scores(
+    x: Tensor,
+    y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    *,
+    shots: int | None = 10,
+    draws: int = 5,
+    held_out: int = 1024,
+    seed: int = 0,
+    l2s: Sequence[float] = L2S,
+) -> Tensor:
+    """Which test images class probes get right: (R, N), or (R, T, N) of features (T, N, D); R draws of shots.
+
+    ``shots``: images a class that a probe learns from, drawn anew R = ``draws`` times; None: all, R = 1. The l2 is
+    chosen on at most ``held_out`` other images of ``x``; without shots these are at most a fifth, taken out first.
+    ``interval`` gives the mean its interval. Raises as ``few_shot`` and ``probe_accuracy``, and where no image is left
+    to choose by.
+    """
+    found = []
+    for draw in range(seed, seed + (draws if shots else 1)):
+        chosen, rest = few_shot(y, shots, draw) if shots else (None, torch.arange(len(y)))
+        rest = rest[torch.from_numpy(np.random.default_rng((draw, 1)).permutation(len(rest)))]
+        cut = held_out if shots else min(held_out, len(rest) // 5)
+        valid, chosen = rest[:cut], rest[cut:] if chosen is None else chosen
+        if not len(valid):
+            raise ValueError(f"of {len(y)} images none is left to choose l2 by; give more images, or fewer shots")
+        parts = (x[..., chosen, :], y[chosen], x[..., valid, :], y[valid])
+        found.append(probe_accuracy(*parts, test_x, test_y, l2s).score)
+    return torch.stack(found)
+
+
+def interval(scores: Tensor, seed: int = 0, times: int = 2000) -> tuple[float, float]:
     """95 % interval of the mean of scores (R, N), from a bootstrap over the R draws of shots and the N images.
 
     Both are drawn anew, independently of each other; (N,) stands for a single fit. For the difference of two probes
@@ -238,6 +270,7 @@ def features(
     places: Sequence[Tap] | None = None,
     *,
     grid: tuple[int, int] | None = None,
+    which: Sequence[int] | None = None,
     batch: int = 256,
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
@@ -248,7 +281,8 @@ def features(
     token" (the patch at the upper left), "mean token" (the mean over patches, or over the positions of a map), each
     (N, D); "tokens" (patches or positions, T of them), (T, N, D). ``places``: taps; by default each block's output.
     ``grid``: for "tokens", average the positions down to so many rows and columns, such as those of a ResNet's last
-    stage. (The paper also splits early maps into patches, to little effect; here they are only averaged.)
+    stage. (The paper also splits early maps into patches, to little effect; here they are only averaged.) ``which``:
+    the numbers of the tokens or positions to keep, instead of all.
 
     Reduced inside the hook and kept as ``dtype`` (float16 halves what "tokens" take). Raises ``ValueError`` for an
     unknown read-out, "cls" of a model without such a token, and features that are not finite.
@@ -257,6 +291,7 @@ def features(
     if unknown := sorted(set(read_outs) - set(READ_OUTS)):
         raise ValueError(f"unknown read-out {unknown}; there are {', '.join(READ_OUTS)}")
     places = taps_for(model, OUTPUTS) if places is None else list(places)
+    chosen = slice(None) if which is None else list(which)
 
     def reduce(x: Tensor) -> dict[str, Tensor]:
         at = positions(model, x)
@@ -266,7 +301,7 @@ def features(
             "cls": lambda: at.prefix[:, 0],
             "first token": lambda: at.tokens[:, 0],
             "mean token": lambda: at.tokens.mean(1),
-            "tokens": lambda: (positions(model, x, grid) if grid else at).tokens.transpose(0, 1),
+            "tokens": lambda: (positions(model, x, grid) if grid else at).tokens.transpose(0, 1)[chosen],
         }
         return {name: parts[name]().to(dtype, copy=True) for name in read_outs}
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from helpers import record_layers, results, zoo
+from helpers import record_layers, record_spatial, results, zoo
 from helpers.cka import CKAResult, MinibatchCKA, cka_heatmap, gram_row
 from helpers.hsic import row_of_gram
 from helpers.images import ImageSet, batches, folder_images, normalise
@@ -162,7 +162,11 @@ RECORDINGS = {
     "batch_sizes": batch_sizes,
     "receptive_fields": record_layers.receptive_fields,
     "skip_ratios": record_layers.skips,
+    "token_patches": record_spatial.localisation,
+    "token_patches_untrained": record_spatial.localisation_twins,
+    "probes": record_spatial.probes,
 }
+UNTRAINED = ("twins", "token_patches_untrained")  # recordings of networks with random weights
 
 
 def _first(images: ImageSet, count: int) -> ImageSet:
@@ -197,24 +201,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Record measurements on ImageNet-trained models in data/recorded.")
     parser.add_argument("--weights", help="folder with cards.json and weights/; timm's hub without it")
     parser.add_argument("--images", required=True, help="folder of photographs")
+    parser.add_argument(
+        "--train-images", help="folder of photographs, with the same sub-folders, that probes learn from"
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="a ViT first, then a ResNet, then any others")
-    parser.add_argument("--only", nargs="+", choices=RECORDINGS, default=list(RECORDINGS), help="recordings to make")
+    parser.add_argument("--only", nargs="+", choices=RECORDINGS, help="recordings to make (all that can be made)")
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--limit", type=int, help="number of images (all by default)")
     parser.add_argument("--out", type=Path, default=results.RECORDED, help="folder to write to (data/recorded)")
     given = parser.parse_args()
+    only = given.only or [name for name in RECORDINGS if name != "probes" or given.train_images]
+    more = {}
+    if "probes" in only:
+        if not given.train_images:
+            parser.error("probes learn from other images than they are scored on: name their folder in --train-images")
+        more["probes"] = {"train": folder_images(given.train_images, given.size, given.limit)}
     images = folder_images(given.images, given.size, given.limit)
     load = partial(zoo.load, folder=given.weights)
     cards = {
         name: {key: value for key, value in zoo.local_card(name, given.weights).items() if key != "file"}
         for name in given.models
     }
-    for name in given.only:
+    for name in only:
         loaded = {
-            model: load(model, pretrained=name != "twins").to(memory_format=torch.channels_last)
+            model: load(model, pretrained=name not in UNTRAINED).to(memory_format=torch.channels_last)
             for model in given.models
         }
-        RECORDINGS[name](loaded, images, given.out, models=cards, recorded=date.today().isoformat())
+        notes = {"models": cards, "recorded": date.today().isoformat()}
+        RECORDINGS[name](loaded, images, given.out, **more.get(name, {}), **notes)
 
 
 if __name__ == "__main__":

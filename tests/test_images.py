@@ -203,3 +203,15 @@ def test_normalise_says_what_does_not_fit():
     small = Normalised(mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(3, 16, 16))
     with pytest.raises(ValueError, match=r"takes images of shape \(3, 16, 16\) and was given \(3, 8, 8\).*size=16"):
         images.normalise(small, pixels)
+
+
+def test_the_first_images_of_a_set(tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), (ord(name), 0, 0)).save(tmp_path / name / f"{name}.png")
+    photos = images.folder_images(tmp_path, 8)
+    assert [f"{'abc'[label]}.png" for label in photos.labels] == photos.names
+    assert [photos[i][1] for i in range(3)] == photos.labels
+    two = photos.first(2)
+    assert len(two) == 2 and two.names == photos.names[:2] and two.describe()["first_of"] == 3
+    assert torch.equal(two[1][0], photos[1][0]) and photos.first(5) is photos

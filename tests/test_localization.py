@@ -8,6 +8,7 @@ from test_probes import NETWORKS, network
 from helpers import localization, scenes, zoo
 from helpers.hsic import cka, gram_row
 from helpers.images import normalise, scene_images
+from helpers.jackknife import jackknife
 from helpers.localization import (
     PixelTokens,
     border_confusion,
@@ -91,6 +92,16 @@ def test_numbers_of_maps_that_are_known():
     assert border_confusion(fading, grid) < 0 and matched_confusion(fading, grid) == pytest.approx(0)
     with pytest.raises(ValueError, match="no interior"):
         hit_rate(np.eye(4), (2, 2))
+
+
+def test_a_table_for_the_jackknife():
+    model = PixelTokens(16)
+    found = token_patches(model, IMAGES, taps_named(model, ["tokens"]), batch=16, shuffle=0)
+    table = localization.table(found, [0.5], model="pixels")
+    assert table["left_out"].tolist() == [-1, 0, 1, 2, 3] and (table["hit_rate"] == 1).all()
+    value, stderr = jackknife(lambda t: t["matched_confusion"].iloc[0], table)
+    expected = found["tokens"].statistic(matched_confusion)
+    assert (value, stderr) == pytest.approx(expected) and (table["shuffled"] < 1).all()
 
 
 def test_errors_are_the_jackknifes():

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 from helpers import probes, scenes, zoo
 from helpers.images import scene_images
 from helpers.positions import positions, prefix_tokens
-from helpers.probes import L2S, few_shot, fit, interval, probe_accuracy, probe_error, ridge
+from helpers.probes import L2S, few_shot, fit, interval, probe_accuracy, probe_error, probe_scores, ridge
 from helpers.taps import taps_for, taps_named
 
 
@@ -149,6 +149,20 @@ def test_shots_are_drawn_from_each_class():
         few_shot(labels, 0, seed=0)
 
 
+def test_scores_over_draws_of_shots():
+    (x, y), (test_x, test_y) = classes(60, spread=2.0, tokens=3), classes(50, seed=1, spread=2.0, tokens=3)
+    few = probe_scores(x, y, test_x, test_y, shots=3, draws=4)
+    assert few.shape == (4, 3, 50) and not torch.equal(few[0], few[1])
+    assert torch.equal(few[2], probe_scores(x, y, test_x, test_y, shots=3, draws=1, seed=2)[0])
+    full = probe_scores(x, y, test_x, test_y, shots=None)
+    assert full.shape == (1, 3, 50) and full.float().mean() > few.float().mean()
+    chosen, rest = few_shot(y, 3, seed=0)
+    by_hand = probe_accuracy(x[:, chosen], y[chosen], x[:, rest], y[rest], test_x, test_y)
+    assert torch.equal(few[0], by_hand.score)  # the rest of the images, whatever their order, choose l2
+    with pytest.raises(ValueError, match="none is left"):
+        probe_scores(x, y, test_x, test_y, shots=15)
+
+
 def test_the_interval_covers_what_a_binomial_gives():
     hits = (torch.rand(1000, generator=torch.Generator().manual_seed(0)) < 0.7).float()
     low, high = interval(hits)
@@ -230,6 +244,17 @@ def test_maps_are_averaged_to_a_grid():
     at = positions(model, x, (3, 3))
     torch.testing.assert_close(at.tokens[0, 4, 1], x[0, 1, 2:4, 2:4].mean())
     assert at.grid == (3, 3) and positions(model, x).tokens[1, 7, 2] == x[1, 2, 1, 1]
+
+
+def test_some_of_the_tokens_can_be_kept():
+    model, images = zoo.load("vit", pretrained=False), scenes.render(scenes.Corpus(), range(3)).images
+    last = taps_for(model, probes.OUTPUTS)[-1:]
+    every, some = (
+        probes.features(model, images, ["tokens"], last, which=which, dtype=dtype)["tokens"][last[0].name]
+        for which, dtype in ((None, torch.float32), ([5, 60], torch.float16))
+    )
+    assert some.dtype == torch.float16
+    torch.testing.assert_close(some.float(), every[[5, 60]], atol=1e-2, rtol=1e-3)
 
 
 def test_activations_without_positions_are_refused():

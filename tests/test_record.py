@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from helpers import record, record_layers, results, structure, zoo
+from helpers import record, record_layers, record_spatial, results, structure, zoo
 from helpers.images import batches, folder_images, normalise
 from helpers.record import recorded_cka
 from helpers.structure import STREAM
@@ -83,10 +83,14 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch
         monkeypatch.setattr(record, name, value)
     for name, value in {"FIELD_IMAGES": 16, "FIELD_CHANNELS": 1, "SKIP_IMAGES": 16, "MANY_BLOCKS": 3}.items():
         monkeypatch.setattr(record_layers, name, value)
+    for name, value in {"BATCH": 8, "GRID": 5, "SHOTS": 2, "DRAWS": 2}.items():
+        monkeypatch.setattr(record_spatial, name, value)
     arguments = [
         "--weights",
         str(reader),
         "--images",
+        str(reader / "photos"),
+        "--train-images",
         str(reader / "photos"),
         "--size",
         "160",
@@ -112,6 +116,18 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch
     assert set(skips["left_out"]) == set(range(-1, 16)) and set(skips["branch"]) == {"attention", "MLP", "block"}
     tokens, _ = results.read("skip_tokens", reader / "out")
     assert set(tokens["model"]) == {"test_vit"} and tokens["token"].max() == 100  # of 160 pixels by patches of 16
+    maps, table = (
+        record_spatial.recorded_arrays("token_patches", reader / "out"),
+        results.read("token_patches", reader / "out")[0],
+    )
+    assert {f"{row.model}/{row.place}" for row in table.itertuples()} == set(maps)
+    assert maps["test_vit/blocks.0.resid_post"].shape == (100, 100) and set(table["left_out"]) == {-1, 0, 1}
+    twins, _ = results.read("token_patches_untrained", reader / "out")
+    assert set(twins["model"]) == {"test_vit", "test_resnet", "pixels"}
+    assert (twins.loc[twins["model"] == "pixels", "hit_rate"] == 1).all()
+    probed, sidecar = results.read("probes", reader / "out")
+    assert set(probed["read_out"]) == {"cls", "mean token", "tokens"} and sidecar["train"]["count"] == 18
+    assert probed["accuracy"].between(0, 1).all() and (probed["low"] <= probed["high"]).all()
     (reader / "out" / "similarity.safetensors").write_bytes(
         (reader / "out" / "token_similarity.safetensors").read_bytes()
     )
