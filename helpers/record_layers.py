@@ -68,7 +68,7 @@ def skips(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes
             tokens.append(found.by_token().assign(model=name))
     about = {"images": images.describe(), "groups": GROUPS, "where": where, **notes}
     what = "Norm of the skip over that of the branch, and cosines to their sum, by sublayer and group left out"
-    units = dict.fromkeys((*MEASURES, "whole"), "1")
+    units = dict.fromkeys((*MEASURES, "whole", "silent"), "1")
     results.write("skip_ratios", pd.concat(tables, ignore_index=True), what=what, units=units, **about)
     if tokens:
         table = pd.concat(tokens, ignore_index=True)

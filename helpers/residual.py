@@ -123,7 +123,8 @@ def sublayers(model: nn.Module) -> list[Sublayer]:
 class SkipRatios:
     """Skip ratios and cosines of a network, summed over images.
 
-    ``sums``: for each sublayer (groups, 4, positions), sums over images of ``MEASURES`` of each token or position.
+    ``sums``: for each sublayer (groups, 5, positions), sums over images of ``MEASURES`` of each token or position, and
+    the number of images in which its branch is not zero, over which they run.
     ``whole``: for each sublayer (groups, kinds of tokens), sums of the ratio of the norms of whole images. ``images``
     (groups,): how many each group has. ``tokens``: kind of tokens → their positions.
     """
@@ -139,28 +140,31 @@ class SkipRatios:
 
         One row a sublayer, kind of ``tokens`` ("all", "CLS", "patches") and group: ``ratio`` ‖z‖ / ‖f(z)‖, a mean of
         the ratios of tokens; cosines of z + f(z) to z (``cos_skip``) and to f(z) (``cos_branch``), of z to f(z)
-        (``cos_between``); and ``whole``, the ratio of the norms of all tokens of an image taken together.
+        (``cos_between``); ``whole``, the ratio of the norms of all tokens of an image taken together; and ``silent``,
+        the share of tokens to which the branch gives exactly nothing: they have no ratio and are left out.
         """
-        rows = []
-        for group in (-1, *self.images.nonzero().flatten().tolist()):
+        rows, groups = [], self.images.nonzero().flatten().tolist()
+        for group in (-1, *(groups if len(groups) > 1 else ())):
             kept = torch.ones(len(self.images), dtype=torch.double)
             if group >= 0:
                 kept[group] = 0
             count = float((kept * self.images).sum())
             for sublayer, sums, whole in zip(self.sublayers, self.sums, self.whole, strict=True):
-                means = torch.einsum("g,gmp->mp", kept, sums) / count
+                total = torch.einsum("g,gmp->mp", kept, sums)  # (5, positions)
                 wholes = kept @ whole / count
                 for (kind, where), one in zip(self.tokens.items(), wholes.tolist(), strict=True):
+                    *measured, n = total[:, where].sum(1).tolist()
                     place = (sublayer.name, sublayer.block, sublayer.branch, kind, group)
-                    rows.append((*place, *means[:, where].mean(1).tolist(), one))
-        columns = ["sublayer", "block", "branch", "tokens", "left_out", *MEASURES, "whole"]
+                    silent = 1 - n / (count * total[:, where].shape[1])
+                    rows.append((*place, *(value / n for value in measured), one, silent))
+        columns = ["sublayer", "block", "branch", "tokens", "left_out", *MEASURES, "whole", "silent"]
         return pd.DataFrame(rows, columns=columns)
 
     def by_token(self) -> pd.DataFrame:
         """The mean ratio of each token or position: sublayer, block, branch, token, ratio."""
         parts = []
         for sublayer, sums in zip(self.sublayers, self.sums, strict=True):
-            ratio = (sums[:, 0].sum(0) / self.images.sum()).numpy()
+            ratio = (sums[:, 0].sum(0) / sums[:, -1].sum(0)).numpy()
             about = {"sublayer": sublayer.name, "block": sublayer.block, "branch": sublayer.branch}
             parts.append(pd.DataFrame({**about, "token": np.arange(len(ratio)), "ratio": ratio}))
         return pd.concat(parts, ignore_index=True)
@@ -175,7 +179,7 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
     Batch b is in jackknife group b mod ``groups``. The model is run in eval mode, and its modes are restored.
 
     Raises ValueError for a network of which the branches are not known, for no images, and, naming the sublayer, for
-    a branch that gives a token nothing or not a finite number.
+    numbers that are not finite and for a branch that gives exactly nothing to any token.
     """
     layers = sublayers(model)
     axis = -1 if layers[0].branch != "block" else 1  # of the channels
@@ -212,8 +216,8 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
                 images[group] += len(batch)
                 for i, layer in enumerate(layers):
                     each, one = skip[layer.skip.name] or long[layer.long.name]
-                    if not torch.isfinite(each).all():
-                        raise ValueError(f"{layer.name}: a token's branch is zero or not finite, so it has no ratio")
+                    if not torch.isfinite(each).all() or not each[-1].any():
+                        raise ValueError(f"{layer.name}: the branch is zero or not finite, so it has no ratio")
                     if index == 0:
                         sums[i] = torch.zeros(groups, *each.shape, dtype=torch.double)
                     sums[i][group] += each
@@ -227,13 +231,14 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
 
 
 def _measure(z: Tensor, f: Tensor, axis: int, tokens: dict[str, slice]) -> tuple[Tensor, Tensor]:
-    """Sums over images of ``MEASURES`` for each position (4, positions), and of whole images' ratios (kinds,)."""
+    """Sums over images of ``MEASURES`` and of counted tokens (5, positions), and of whole images' ratios (kinds,)."""
     zz, ff, zf = (
         (a * b).sum(axis, dtype=torch.double).flatten(1) for a, b in ((z, z), (f, f), (z, f))
     )  # (B, positions)
     total = zz + 2 * zf + ff
     cosines = ((zz + zf) / (zz * total).sqrt(), (zf + ff) / (ff * total).sqrt(), zf / (zz * ff).sqrt())
-    each = torch.stack([(zz / ff).sqrt(), *(cosine.nan_to_num(0.0) for cosine in cosines)])  # of a zero vector: 0
+    cosines = (torch.where((zz > 0) & (total > 0), cosine, 0.0) for cosine in cosines)  # to a zero vector: 0
+    each = torch.stack([torch.where(ff > 0, part, 0.0) for part in ((zz / ff).sqrt(), *cosines, torch.ones_like(ff))])
     one = torch.stack([(zz[:, where].sum(1) / ff[:, where].sum(1)).sqrt().sum() for where in tokens.values()])
     return each.sum(1).cpu(), one.cpu()
 

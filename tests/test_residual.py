@@ -14,6 +14,7 @@ from helpers.catalogue import ZOO, build
 from helpers.jackknife import jackknife
 from helpers.residual import (
     BRANCHES,
+    _measure,
     class_token_excess,
     halves,
     late_mlp,
@@ -153,9 +154,21 @@ def test_what_cannot_be_measured_is_refused():
         skip_ratios(vit(), [])
     model = vit()
     nn.init.zeros_(model.blocks[1].mlp.fc2.weight)
-    with pytest.raises(ValueError, match="blocks.1.mlp: a token's branch is zero"):
+    with pytest.raises(ValueError, match="blocks.1.mlp: the branch is zero"):
         skip_ratios(model, [pictures()])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_tokens_to_which_a_branch_gives_nothing_are_left_out_and_counted():
+    z, f = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    f[0, 1] = 0
+    z[1, 2] = 0
+    each, whole = _measure(z, f, -1, {"all": slice(None)})
+    assert each[-1].tolist() == [5, 4, 5]
+    ratio, *cosines = (part.nan_to_num(posinf=0.0) for part in by_hand(z, f))
+    assert torch.allclose(each[0], ratio.sum(0)) and each[0].isfinite().all()
+    assert torch.allclose(each[1, [0, 2]], cosines[0].sum(0)[[0, 2]])
+    assert whole.item() == pytest.approx((z.flatten(1).norm(dim=1) / f.flatten(1).norm(dim=1)).sum().item())
 
 
 def test_modes_are_restored():
