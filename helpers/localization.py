@@ -88,6 +88,11 @@ def hit_rate(matrix: np.ndarray, grid: tuple[int, int]) -> float:
     return float(hits(matrix)[_inside(grid)].mean())
 
 
+def own_similarity(matrix: np.ndarray, grid: tuple[int, int]) -> float:
+    """CKA of a position with its own patch: the mean over interior positions, those that do not vary left out."""
+    return float(np.nanmean(np.diag(matrix)[_inside(grid)]))
+
+
 def chance(grid: tuple[int, int]) -> float:
     """The hit rate of positions that know nothing of where they are: one over the number of patches."""
     return 1 / (grid[0] * grid[1])

@@ -11,6 +11,7 @@ Everything is batched: features may be (N, D), or (T, N, D) for T tokens with a 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -255,11 +256,16 @@ def interval(scores: Tensor, seed: int = 0, times: int = 2000) -> tuple[float, f
     that were scored on the same images, hand over the difference of their scores.
     """
     scores = np.atleast_2d(np.asarray(scores, dtype=float))
-    rng = np.random.default_rng(seed)
-    rows, columns = [rng.multinomial(size, [1 / size] * size, times) / size for size in scores.shape]
+    rows, columns = (_resampled(size, seed + axis, times) for axis, size in enumerate(scores.shape))
     means = ((rows @ scores) * columns).sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=4)
+def _resampled(size: int, seed: int, times: int) -> np.ndarray:
+    """Weights (times, size) of bootstrap samples: how often each unit is drawn, over their number."""
+    return np.random.default_rng(seed).multinomial(size, [1 / size] * size, times) / size
 
 
 @torch.inference_mode()

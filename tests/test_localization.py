@@ -18,6 +18,7 @@ from helpers.localization import (
     hit_rate,
     hits,
     matched_confusion,
+    own_similarity,
     rim,
     token_patches,
     token_rows,
@@ -81,6 +82,7 @@ def test_numbers_of_maps_that_are_known():
     assert inside.sum() == 3 * 4 and chance(grid) == 1 / 30
     eye = np.eye(30)
     assert hit_rate(eye, grid) == 1 and displacement(eye, grid) == 0 and border_confusion(eye, grid) == 0
+    assert own_similarity(eye, grid) == 1 and own_similarity(np.roll(eye, 1, axis=1), grid) == 0
     shifted = np.roll(eye, 1, axis=1)  # each finds its right neighbour's patch
     assert hit_rate(shifted, grid) == 0 and displacement(shifted, grid) == 1
     half = eye.copy()
