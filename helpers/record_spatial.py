@@ -38,14 +38,16 @@ def recorded_arrays(name: str, where: str | Path | None = None) -> dict[str, np.
 
 
 def localisation(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """Token-to-patch CKA (Raghu et al. 2021, Figs. 9, D.1 to D.3): blocks of a ViT, of ResNets the last stage."""
-    _localise("token_patches", networks, images, where, **notes)
+    """Token-to-patch CKA (Raghu et al. 2021, Figs. 9, D.1 to D.3): blocks of a ViT, of ResNets the last stage.
+
+    The pixels of the patches, compared with themselves, stand in the table as one more model.
+    """
+    _localise("token_patches", {**networks, "pixels": PixelTokens(PATCH)}, images, where, **notes)
 
 
 def localisation_twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """The same for the untrained twins of the first two models, and for the pixels of the patches themselves."""
-    networks = {**dict(list(networks.items())[:2]), "pixels": PixelTokens(PATCH)}
-    _localise("token_patches_untrained", networks, images, where, **notes)
+    """The same for the untrained twins of the first two models."""
+    _localise("token_patches_untrained", dict(list(networks.items())[:2]), images, where, **notes)
 
 
 def _localise(name: str, networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
