@@ -232,9 +232,8 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
 
 def _measure(z: Tensor, f: Tensor, axis: int, tokens: dict[str, slice]) -> tuple[Tensor, Tensor]:
     """Sums over images of ``MEASURES`` and of counted tokens (5, positions), and of whole images' ratios (kinds,)."""
-    zz, ff, zf = (
-        (a * b).sum(axis, dtype=torch.double).flatten(1) for a, b in ((z, z), (f, f), (z, f))
-    )  # (B, positions)
+    zz, ff = (torch.linalg.vector_norm(x, dim=axis).double().square().flatten(1) for x in (z, f))  # (B, positions)
+    zf = (z * f).sum(axis).double().flatten(1)
     total = zz + 2 * zf + ff
     cosines = ((zz + zf) / (zz * total).sqrt(), (zf + ff) / (ff * total).sqrt(), zf / (zz * ff).sqrt())
     cosines = (torch.where((zz > 0) & (total > 0), cosine, 0.0) for cosine in cosines)  # to a zero vector: 0
