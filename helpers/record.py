@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from helpers import record_layers, record_spatial, results, zoo
+from helpers import record_attention, record_layers, record_spatial, results, zoo
 from helpers.cka import CKAResult, MinibatchCKA, cka_heatmap, gram_row
 from helpers.hsic import row_of_gram
 from helpers.images import ImageSet, batches, folder_images, normalise
@@ -160,6 +160,9 @@ RECORDINGS = {
     "twins": twins,
     "tokens": tokens,
     "batch_sizes": batch_sizes,
+    "attention_distance": record_attention.heads,
+    "head_subsets": record_attention.subsets,
+    "rollout": record_attention.rollout,
     "receptive_fields": record_layers.receptive_fields,
     "skip_ratios": record_layers.skips,
     "token_patches": record_spatial.localisation,

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from helpers import record, record_layers, record_spatial, results, structure, zoo
+from helpers import record, record_attention, record_layers, record_spatial, results, structure, zoo
 from helpers.images import batches, folder_images, normalise
 from helpers.record import recorded_cka
 from helpers.structure import STREAM
@@ -83,6 +83,8 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch
         monkeypatch.setattr(record, name, value)
     for name, value in {"FIELD_IMAGES": 16, "FIELD_CHANNELS": 1, "SKIP_IMAGES": 16, "MANY_BLOCKS": 3}.items():
         monkeypatch.setattr(record_layers, name, value)
+    for name, value in {"SUBSET_IMAGES": 16, "ROLLOUT_IMAGES": 8, "GROUPS": 4}.items():
+        monkeypatch.setattr(record_attention, name, value)
     for name, value in {"BATCH": 8, "GRID": 5, "SHOTS": 2, "DRAWS": 2}.items():
         monkeypatch.setattr(record_spatial, name, value)
     arguments = [
@@ -108,6 +110,13 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch
     assert tokens.n_images == 12 and len(same[0]) == len(stream)
     large, small = (recorded_cka(f"similarity_batch{n}", reader / "out")[0] for n in (8, 4))
     assert large.n_images == small.n_images == 12 and structure.largest_difference(large, small)[0] > 0
+    heads, sidecar = results.read("attention_distance", reader / "out")
+    assert set(heads["left_out"]) == {-1, 0, 1, 2, 3} and sidecar["images"]["count"] == 18
+    assert heads["distance"].between(0, heads["uniform"] * 1.5).all() and heads["prefix"].between(0, 1).all()
+    subsets, sidecar = results.read("head_subsets", reader / "out")
+    assert set(subsets["resnet"]) == {"test_resnet"} and sidecar["batch"] == 4
+    rolled, sidecar = results.read("rollout", reader / "out")
+    assert abs(rolled.groupby("block")["mass"].sum() - 1).max() < 1e-5 and sidecar["images"]["count"] == 8
     fields, maps, sidecar = record_layers.recorded_fields(reader / "out")
     assert set(maps) == set(fields["model"]) == {"test_vit", "test_resnet"} and sidecar["images"]["count"] == 16
     for name, rows in fields[fields["left_out"] < 0].groupby("model"):
@@ -123,8 +132,8 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch
     assert {f"{row.model}/{row.place}" for row in table.itertuples()} == set(maps)
     assert maps["test_vit/blocks.0.resid_post"].shape == (100, 100) and set(table["left_out"]) == {-1, 0, 1}
     twins, _ = results.read("token_patches_untrained", reader / "out")
-    assert set(twins["model"]) == {"test_vit", "test_resnet", "pixels"}
-    assert (twins.loc[twins["model"] == "pixels", "hit_rate"] == 1).all()
+    assert set(twins["model"]) == {"test_vit", "test_resnet"}
+    assert (table.loc[table["model"] == "pixels", "hit_rate"] == 1).all()
     probed, sidecar = results.read("probes", reader / "out")
     assert set(probed["read_out"]) == {"cls", "mean token", "tokens"} and sidecar["train"]["count"] == 18
     assert probed["accuracy"].between(0, 1).all() and (probed["low"] <= probed["high"]).all()
