@@ -27,13 +27,19 @@ from statistics import median
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.linear_model import Ridge
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers import scenes, training, zoo
+from helpers.attention import attention_distance
 from helpers.cka import cka_heatmap
 from helpers.images import normalise
-from helpers.taps import Tap, taps_for, taps_named
+from helpers.localization import token_patches
+from helpers.probes import L2S, features, ridge
+from helpers.receptive_field import effective_receptive_fields
+from helpers.residual import skip_ratios
+from helpers.taps import Tap, capture, taps_for, taps_named
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT, PUBLISHED = ROOT / "build" / "bench", ROOT / "data" / "benchmarks.csv"
@@ -80,6 +86,42 @@ def beside_forward(name: str, model: nn.Module, size: int, n: int, turns: int) -
         line(f"CKA heat-map of {name}, {len(taps)} taps, n = {n}", ours, FLOOR, floor, "ms an image"),
         line("the same by counting the operations of the Gram matrices", floor * counted, FLOOR, floor, "ms an image"),
     ]
+
+
+def skip_connections(n: int, turns: int) -> list[dict]:
+    """Skip ratios of the zoo's ViT beside its forward pass, in turns."""
+    model, images = zoo.load("vit", pretrained=False), pictures(n, 64)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        model(normalise(model, images))
+
+    forward()
+    pairs = [(seconds(lambda: skip_ratios(model, [images])), seconds(forward)) for _ in range(turns)]
+    ours, floor = (1e3 * median(side) / n for side in zip(*pairs, strict=True))
+    return [line(f"skip ratios of the zoo's ViT, n = {n}", ours, FLOOR, floor, "ms an image")]
+
+
+def receptive_fields(n: int, channels: int) -> list[dict]:
+    """Receptive fields of the zoo's ViT beside one forward and the backward passes that they need."""
+    model, images = zoo.load("vit", pretrained=False).requires_grad_(False), pictures(n, 64)
+    taps = taps_for(model, ["embed", "resid_mid", "resid_post"])
+
+    def passes() -> None:
+        x = (images.float() / 255).requires_grad_()
+        with capture(model, taps, lambda x: x[:, -1]) as out:
+            model(normalise(model, x))
+        for token in out.values():
+            for channel in range(channels):
+                torch.autograd.grad(token[:, channel].sum(), x, retain_graph=True)
+
+    def fields() -> None:
+        effective_receptive_fields(model, images, taps, channels=channels, groups=n, batch=n)
+
+    passes()
+    floor, ours = seconds(passes), seconds(fields)
+    what = f"receptive fields of the zoo's ViT, {len(taps)} places, {channels} channels, n = {n}"
+    return [line(what, 1e3 * ours / n, "bare backward passes", 1e3 * floor / n, "ms an image")]
 
 
 class Flat(nn.Module):
@@ -179,6 +221,41 @@ def memory(few: int, many: int) -> list[dict]:
     return [line(what, peaks[1], f"{64 * few:,} images", peaks[0], "MiB")]
 
 
+def analyses(n: int, turns: int) -> list[dict]:
+    """Analyses of the zoo's ViT that need no more than its forward pass, beside that, in turns; probes."""
+    model = zoo.load("vit", pretrained=False)
+    images, outputs = pictures(n, 64), taps_for(model, ["resid_post"])
+
+    @torch.inference_mode()
+    def forward() -> None:
+        model(normalise(model, images))
+
+    jobs: dict[str, Callable[[], object]] = {
+        "attention distance of the zoo's ViT": lambda: attention_distance(model, images.split(n // 4), groups=2),
+        "token-to-patch CKA of one block": lambda: token_patches(model, images, outputs[-1:], batch=n),
+        "read-outs for probes, all blocks": lambda: features(model, images, places=outputs, batch=n),
+    }
+    lines = []
+    for what, fn in jobs.items():
+        fn(), forward()
+        pairs = [(seconds(fn), seconds(forward)) for _ in range(turns)]
+        ours, floor = (1e3 * median(side) / n for side in zip(*pairs, strict=True))
+        lines.append(line(f"{what}, n = {n}", ours, FLOOR, floor, "ms an image"))
+    return [*lines, *probes_beside_sklearn(n, 2 if n < 64 else 16)]
+
+
+def probes_beside_sklearn(n: int, tokens: int) -> list[dict]:
+    """Ridge probes of several tokens, seven penalties each, beside scikit-learn's Ridge one after another."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, 4 * n, 128, generator=generator)
+    y = 2.0 * torch.nn.functional.one_hot(torch.arange(4 * n) % 32, 32) - 1
+    ridge(x, y, L2S)
+    ours = seconds(lambda: ridge(x, y, L2S))
+    theirs = seconds(lambda: [Ridge(alpha).fit(one.numpy(), y.numpy()) for one in x for alpha in L2S])
+    what = f"ridge probes of {tokens} tokens, {len(L2S)} penalties, {4 * n} images"
+    return [line(what, ours, f"scikit-learn {importlib.metadata.version('scikit-learn')}", theirs, "s")]
+
+
 def rendering(count: int) -> list[dict]:
     """Scenes a second on one core."""
     corpus = scenes.Corpus()
@@ -211,7 +288,10 @@ def run(tiny: bool = False) -> pd.DataFrame:
     parts: dict[str, Callable[[], list[dict]]] = {
         "ViT-B/16": lambda: beside_forward("the ViT-B/16 shape", base, 224, n, 1),
         "zoo's ViT": lambda: beside_forward("the zoo's ViT", small, 64, n, 1 if tiny else 7),
+        "skip connections": lambda: skip_connections(n, 1 if tiny else 7),
+        "receptive fields": lambda: receptive_fields(*((2, 1) if tiny else (16, 4))),
         "packages": lambda: beside_packages(*((8, 2) if tiny else (128, 4))),
+        "analyses": lambda: analyses(n, 1 if tiny else 7),
         "memory": lambda: memory(*((1, 2) if tiny else (2, 32))),
         "rendering": lambda: rendering(32 if tiny else 4096),
         "training": lambda: training_rate(1 if tiny else 40),

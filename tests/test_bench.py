@@ -50,6 +50,14 @@ def test_heatmap_is_measured_beside_the_forward_pass():
     assert counted["ratio"] == pytest.approx(1 + 10 * 8 / (24 * 128))
 
 
+def test_layer_measures_are_timed_beside_the_passes_they_need():
+    for found, beside in (
+        (bench.skip_connections(4, 1), bench.FLOOR),
+        (bench.receptive_fields(2, 1), "bare backward passes"),
+    ):
+        assert [row["beside"] for row in found] == [beside] and found[0]["ours"] > 0 and found[0]["theirs"] > 0
+
+
 def test_flattened_outputs_are_the_activations():
     import torch
 
