@@ -81,7 +81,13 @@ def reader(tmp_path):
 def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch):
     for name, value in {"BATCH": 8, "CONTROL_IMAGES": 12, "LARGE": 8, "SMALL": 4}.items():
         monkeypatch.setattr(record, name, value)
-    for name, value in {"FIELD_IMAGES": 16, "FIELD_CHANNELS": 1, "SKIP_IMAGES": 16, "MANY_BLOCKS": 3}.items():
+    for name, value in {
+        "FIELD_IMAGES": 16,
+        "FIELD_CHANNELS": 1,
+        "SKIP_IMAGES": 16,
+        "DEEP_IMAGES": 16,
+        "MANY_BLOCKS": 3,
+    }.items():
         monkeypatch.setattr(record_layers, name, value)
     for name, value in {"SUBSET_IMAGES": 16, "ROLLOUT_IMAGES": 8, "GROUPS": 4}.items():
         monkeypatch.setattr(record_attention, name, value)
