@@ -210,7 +210,7 @@ def test_parts_come_by_name_or_in_their_order(folder):
         ({"stderr": None, "interval": (1, 0)}, "not a finite interval"),
         ({"claim": "R1"}, "needed for the parts mean, spread"),
         ({"claim": "R1", "value": [1, 2, 3], "stderr": [1, 2, 3]}, "needed for the parts mean, spread"),
-        ({"claim": "R7", "chapter": "03_attention"}, "R7 is planned"),
+        ({"claim": "C1", "chapter": "07_inspection"}, "C1 is planned"),
         (
             {"claim": "R20", "track": "imagenet", "chapter": "05_spatial_information"},
             "cannot be tested on imagenet: It needs",
