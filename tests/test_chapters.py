@@ -20,6 +20,22 @@ SMALL = {
         "sizes": [32, 16],
         "seed": 1,
     },
+    "06_data_scale": {
+        "families": {
+            "ViT": ["vit-data10", "vit-data3", "vit-short", "vit-data30"],
+            "small ViT": ["vit-small", "vit-small-data3", "vit-small-data10", "vit-small-data30"],
+            "ResNet": ["resnet-data3", "resnet-data10", "resnet-data30", "resnet-short"],
+        },
+        "main": {"ViT": "vit-seed1", "ResNet": "resnet-seed1"},
+        "other": "vit",
+        "images": 96,
+        "fewer": 64,
+        "shots": 2,
+        "learn": 320,
+        "scored": 64,
+        "looked": 32,
+        "seed": 1,
+    },
 }
 
 
