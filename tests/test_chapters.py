@@ -20,6 +20,16 @@ SMALL = {
         "sizes": [32, 16],
         "seed": 1,
     },
+    "03_attention": {
+        "models": {"ViT": "vit-seed1", "ResNet": "resnet-seed1"},
+        "second": {"ViT": "vit-short", "ResNet": "resnet"},
+        "larger": {"3 %": "vit-data10", "all": "vit-short", "all, second seed": "vit"},
+        "smaller": {"3 %": "vit-small-data10", "all": "vit-small"},
+        "images": 64,
+        "many": 96,
+        "receptive": {"images": 16, "channels": 1},
+        "seed": 1,
+    },
     "06_data_scale": {
         "families": {
             "ViT": ["vit-data10", "vit-data3", "vit-short", "vit-data30"],
