@@ -183,3 +183,28 @@ def test_training_mode_is_put_back_and_not_used():
     wanted = attention_distance(model, images, groups=2)
     model.train()
     assert attention_distance(model, images, groups=2).equals(wanted) and model.blocks[0].training
+
+
+def test_the_function_is_called_inside_the_hook_for_the_attentions_that_are_named():
+    model = made("vit_tiny_patch16_224")
+    with torch.inference_mode(), attention_maps(model, lambda A: tuple(A.shape), ["blocks.1.attn"]) as maps:
+        model(pictures(model))
+    assert maps == {"blocks.1.attn": (4, 3, 17, 17)}
+
+
+def test_attentions_without_a_place_for_hooks_and_tokens_without_a_known_place_are_refused():
+    with pytest.raises(ValueError, match="no attn_drop"):
+        attentions(timm.create_model("mvitv2_tiny"))
+    model = timm.create_model("visformer_tiny", img_size=64).eval()
+    model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 64, 64)}
+    with pytest.raises(ValueError, match="not known where"):
+        attention_distance(model, batched(model, 2), groups=2)
+    with pytest.raises(ValueError, match="two jackknife groups"):
+        attention_distance(model, batched(model, 2), groups=1)
+
+
+def test_the_grid_follows_the_image_where_the_model_does():
+    model = made("vit_tiny_patch16_224", {"img_size": 64, **TINY, "dynamic_img_size": True})
+    model.pretrained_cfg["input_size"] = (3, 32, 96)
+    table = attention_distance(model, batched(model, 2), groups=2)
+    assert math.isclose(table["uniform"].iloc[0], uniform_distance((2, 6), 16))
