@@ -25,7 +25,6 @@ FIELD_IMAGES = 32  # as in the paper
 FIELD_CHANNELS = 8  # drawn at random for each image, place and map
 FIELD_SIZE = 56  # side of a stored map
 SKIP_IMAGES = 1024
-DEEP_IMAGES = 256  # of these, for a network of more than MANY_BLOCKS residual blocks
 EVERY = 4  # of a very deep network only every fourth block is read
 MANY_BLOCKS = 40
 
@@ -60,17 +59,15 @@ def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Pa
 def skips(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     """Skip ratios of every residual sublayer, and of each token of a ViT (Raghu et al. 2021, Figures 7, E.1, E.2)."""
     images = _first(images, SKIP_IMAGES)
-    tables, tokens, counts = [], [], {}
+    size = max(1, len(images) // GROUPS)  # a batch for each group of the jackknife
+    tables, tokens = [], []
     for name, network in networks.items():
-        deep = sum(tap.kind == "branch" for tap in taps_for(network)) > MANY_BLOCKS
-        part = _first(images, DEEP_IMAGES) if deep else images
-        counts[name] = len(part)
-        loader = batches(part, max(1, len(part) // GROUPS))
+        loader = batches(images, size)
         found = skip_ratios(network, tqdm(loader, desc=f"skip ratios, {name}", unit="batch"))
         tables.append(found.table().assign(model=name))
         if "CLS" in found.tokens:
             tokens.append(found.by_token().assign(model=name))
-    about = {"images": images.describe(), "images_of_models": counts, "groups": GROUPS, "where": where, **notes}
+    about = {"images": images.describe(), "groups": GROUPS, "where": where, **notes}
     what = "Norm of the skip over that of the branch, and cosines to their sum, by sublayer and group left out"
     units = dict.fromkeys((*MEASURES, "whole", "silent"), "1")
     results.write("skip_ratios", pd.concat(tables, ignore_index=True), what=what, units=units, **about)
