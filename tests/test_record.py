@@ -60,6 +60,30 @@ def test_token_sizes_are_those_of_the_tapped_places():
     assert sizes["massive_share"].between(0, 1).all() and (sizes["largest_norm"] >= sizes["median_norm"]).all()
 
 
+def test_recorded_layers_hang_together():
+    fields, maps, sidecar = record_layers.recorded_fields()
+    assert sidecar["images"]["count"] >= 32 and not sidecar["code"]["dirty"]
+    assert fields["share"].between(0, 1).all() and (fields["radius"] > 0).all()
+    for name, rows in fields[fields["left_out"] < 0].groupby("model"):
+        assert maps[name].shape == (len(rows), 56, 56) and torch.allclose(
+            maps[name].mean((1, 2)), torch.tensor(1.0), atol=1e-2
+        )
+    skips, sidecar = results.recorded("skip_ratios")
+    assert sidecar["images"]["count"] >= 1024 and not sidecar["code"]["dirty"]
+    assert skips.groupby(["model", "sublayer", "tokens"])["left_out"].nunique().eq(17).all()
+    whole = skips[skips["left_out"] < 0]
+    assert whole[whole["tokens"] == "all"].groupby("model").size().to_dict() == {
+        "resnet152": 47,
+        "resnet50": 13,
+        "vit_tiny_patch16_224": 24,
+    }
+    assert (whole["ratio"] > 0).all() and whole[["cos_skip", "cos_branch", "cos_between"]].abs().le(1).to_numpy().all()
+    tokens, _ = results.recorded("skip_tokens")
+    means = tokens[tokens["token"] > 0].groupby("sublayer")["ratio"].mean()
+    patches = whole[whole["tokens"] == "patches"].set_index("sublayer")["ratio"]
+    np.testing.assert_allclose(means, patches.loc[means.index], rtol=1e-6)
+
+
 @pytest.fixture
 def reader(tmp_path):
     """A reader's own folders: two small networks with a card each, and a few photographs."""
@@ -123,6 +147,8 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch
     assert set(subsets["resnet"]) == {"test_resnet"} and sidecar["batch"] == 4
     rolled, sidecar = results.read("rollout", reader / "out")
     assert abs(rolled.groupby("block")["mass"].sum() - 1).max() < 1e-5 and sidecar["images"]["count"] == 8
+    attended, _ = results.read("attended", reader / "out")
+    assert abs(attended.groupby("block")["share"].sum() - 1).max() < 1e-5
     fields, maps, sidecar = record_layers.recorded_fields(reader / "out")
     assert set(maps) == set(fields["model"]) == {"test_vit", "test_resnet"} and sidecar["images"]["count"] == 16
     for name, rows in fields[fields["left_out"] < 0].groupby("model"):
