@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
@@ -237,6 +238,34 @@ def attention_distance(
             about = {"uniform": grids[name].uniform(), "windowed": grids[name].windowed, "left_out": left_out}
             tables.append(table.assign(name=name, block=block, **about))
     return pd.concat(tables, ignore_index=True)
+
+
+@torch.inference_mode()
+def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> pd.DataFrame:
+    """Where patches look, wherever they are: the share of attention between patches that falls on each patch.
+
+    Returns a table of ``block``, ``row``, ``column``, ``share``: means over images, heads and query patches, rows
+    divided by their mass on patches; the shares of a block sum to one. Uniform attention gives every patch the same.
+    Raises ``ValueError`` as ``attention_maps`` and ``grid_of`` do, and for windows, in which places repeat.
+    """
+    names, total, images = attentions(model), 0, 0
+
+    def received(attention: Tensor) -> Tensor:
+        patches = attention[..., prefix:, prefix:]
+        return (patches / patches.sum(-1, keepdim=True)).mean((1, 2)).sum(0).double().cpu()
+
+    prefix = prefix_tokens(model)
+    with evaluating(model), attention_maps(model, received, names) as maps:
+        for batch in batches:
+            for part in (batch[0] if isinstance(batch, (tuple, list)) else batch).split(chunk):
+                model(normalise(model, part))
+                total, images = total + torch.stack(list(maps.values())), images + len(part)
+    grid = grid_of(model, names[0], maps[names[0]].shape[0] + prefix, tuple(part.shape[-2:]))
+    if grid.windowed:
+        raise ValueError(f"{type(model).__name__} attends within windows, which have no places of their own")
+    shares = (total / images).unflatten(1, grid.shape).numpy()
+    values = [(*at, share) for at, share in np.ndenumerate(shares)]
+    return pd.DataFrame(values, columns=["block", "row", "column", "share"])
 
 
 def smallest(table: pd.DataFrame, blocks: Iterable[int]) -> float:

@@ -163,6 +163,7 @@ RECORDINGS = {
     "attention_distance": record_attention.heads,
     "head_subsets": record_attention.subsets,
     "rollout": record_attention.rollout,
+    "attended": record_attention.attended,
     "receptive_fields": record_layers.receptive_fields,
     "skip_ratios": record_layers.skips,
     "token_patches": record_spatial.localisation,

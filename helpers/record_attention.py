@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from helpers import results
-from helpers.attention import attention_distance
+from helpers.attention import attended_patches, attention_distance
 from helpers.head_subsets import head_subsets
 from helpers.hsic import GROUPS
 from helpers.images import ImageSet, batches
@@ -59,6 +59,15 @@ def rollout(networks: dict[str, nn.Module], images: ImageSet, where: Path, **not
     about = {"images": images.describe(), "where": where}
     what = f"Rollout of {name} over patches after each block: mean over images, and deviation between them"
     results.write("rollout", table, what=what, units=dict.fromkeys(("mass", "spread"), "share"), **about, **notes)
+
+
+def attended(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """Which patches take the attention of the others, by block of the ViT."""
+    images = images.first(ROLLOUT_IMAGES)
+    name, vit = next(iter(networks.items()))
+    table = attended_patches(vit, _groups(images, "attended patches")).assign(model=name)
+    what = f"Share of the attention between patches of {name} that falls on each patch, mean over heads and images"
+    results.write("attended", table, what=what, units={"share": "1"}, images=images.describe(), where=where, **notes)
 
 
 def _groups(images: ImageSet, what: str) -> tqdm:

@@ -9,6 +9,7 @@ from torch import nn
 
 from helpers.attention import (
     Grid,
+    attended_patches,
     attention_distance,
     attention_maps,
     attentions,
@@ -20,6 +21,7 @@ from helpers.attention import (
     uniform_distance,
 )
 from helpers.head_subsets import head_outputs
+from helpers.images import normalise
 from helpers.jackknife import jackknife
 from helpers.taps import capture, taps_named
 
@@ -208,3 +210,21 @@ def test_the_grid_follows_the_image_where_the_model_does():
     model.pretrained_cfg["input_size"] = (3, 32, 96)
     table = attention_distance(model, batched(model, 2), groups=2)
     assert math.isclose(table["uniform"].iloc[0], uniform_distance((2, 6), 16))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "deit_tiny_distilled_patch16_224"])
+@torch.inference_mode()
+def test_the_patches_that_are_looked_at(name):
+    model = made(name)
+    images = batched(model, 2)
+    table = attended_patches(model, images, chunk=2)
+    with attention_maps(model) as maps:
+        model(normalise(model, torch.cat(images)))
+    prefix, grid = MODELS[name][1], MODELS[name][2][0]
+    for block, A in enumerate(maps.values()):
+        A = A[..., prefix:, prefix:]
+        wanted = (A / A.sum(-1, keepdim=True)).mean((0, 1, 2)).view(grid)
+        found = table[table["block"] == block].pivot(index="row", columns="column", values="share")
+        assert torch.allclose(torch.tensor(found.to_numpy()).float(), wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="windows"):
+        attended_patches(made("swin_tiny_patch4_window7_224"), [torch.rand(1, 3, 112, 112)])
