@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.images import normalise
+from helpers.positions import positions
 from helpers.structure import STREAM
 from helpers.taps import Tap, capture, taps_for
 
@@ -103,17 +104,17 @@ def effective_receptive_fields(
     draw = torch.Generator().manual_seed(seed)
     try:
         model.eval().requires_grad_(False)
-        look = capture(model, taps, lambda x: (_layout(model, x)[:2], _middle(model, x).shape[1]))
+        look = capture(model, taps, lambda x: _middle(model, x))
         with torch.inference_mode(), look as shapes, _Centres(model) as known:
             model(normalise(model, images[:1]))
         drawn = {  # place → (N, number of channels)
-            name: torch.rand(len(images), total, generator=draw).argsort(1)[:, :channels]
-            for name, (_, total) in shapes.items()
+            name: torch.rand(len(images), middle.shape[1], generator=draw).argsort(1)[:, :channels]
+            for name, (middle, _) in shapes.items()
         }
         for start in range(0, len(images), batch):
             x = images[start : start + batch]
             x = x.float() / 255 if x.dtype == torch.uint8 else x.float().clone()
-            with torch.enable_grad(), capture(model, taps, lambda x: _middle(model, x)) as out:
+            with torch.enable_grad(), capture(model, taps, lambda x: _middle(model, x)[0]) as out:
                 model(normalise(model, x.requires_grad_()))
             group = torch.arange(start, start + len(x)) % groups
             for place, (name, middle) in enumerate(out.items()):  # (B, C)
@@ -131,7 +132,7 @@ def effective_receptive_fields(
         raise ValueError(f"the gradients of {', '.join(bad)} are zero or not finite, so there is no receptive field")
     rows, reached = [], 0
     last = sum(tap.kind in STREAM for tap in taps) - 1 if length is None else length
-    for tap, (grid, _) in zip(taps, shapes.values(), strict=True):
+    for tap, (_, grid) in zip(taps, shapes.values(), strict=True):
         centre = [known.centre(n, n // 2, side, axis) for axis, (n, side) in enumerate(zip(grid, size, strict=True))]
         rows.append((tap.name, tap.kind, reached / max(last, 1), *centre))
         reached += tap.kind in STREAM
@@ -190,32 +191,11 @@ def kept_by_skip(table: pd.DataFrame, branch: str, places: list[str]) -> float:
     return float(np.mean([share[position[name]] / share[i] for name, i in zip(places, before, strict=True)]))
 
 
-def _layout(model: nn.Module, x: Tensor) -> tuple[int, int, int]:
-    """Rows and columns of an activation's grid, and the number of prefix tokens (−1: a map, −2: channels last)."""
-    if x.ndim == 4:
-        last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-        return (*(x.shape[1:3] if last else x.shape[2:]), -2 if last else -1)
-    if x.ndim == 3:
-        side = int(x.shape[1] ** 0.5)
-        prefix = getattr(model, "num_prefix_tokens", x.shape[1] - side**2)
-        grid = tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ())
-        if len(grid) == 2 and grid[0] * grid[1] == x.shape[1] - prefix:
-            return (*grid, prefix)
-        side = int((x.shape[1] - prefix) ** 0.5)
-        if side**2 == x.shape[1] - prefix:
-            return side, side, prefix
-    raise ValueError(
-        f"{type(model).__name__}: an activation of shape {tuple(x.shape)} is neither a feature map (B, C, H, W) nor a "
-        "square grid of tokens (B, prefix + H · W, C), so it has no middle position; choose other taps"
-    )
-
-
-def _middle(model: nn.Module, x: Tensor) -> Tensor:
-    """The middle position of an activation: (B, channels)."""
-    height, width, prefix = _layout(model, x)
-    if prefix == -1:
-        return x[:, :, height // 2, width // 2]
-    return x[:, height // 2, width // 2] if prefix == -2 else x[:, prefix + height // 2 * width + width // 2]
+def _middle(model: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """The middle position of an activation, (B, channels), and its grid's rows and columns."""
+    found = positions(model, x)
+    height, width = found.grid
+    return found.tokens[:, height // 2 * width + width // 2], found.grid
 
 
 class _Centres:

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
-from torch.utils.data import Subset
 from tqdm import tqdm
 
 from helpers import results
@@ -31,7 +30,7 @@ MANY_BLOCKS = 40
 
 def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     """Effective receptive fields of each place and branch (Raghu et al. 2021, Figures 6 and C.1 to C.4)."""
-    images = _first(images, FIELD_IMAGES)
+    images = images.first(FIELD_IMAGES)
     pictures = torch.stack([images[i][0] for i in range(len(images))])
     patch = next((m.patch_embed.patch_size[0] for m in networks.values() if hasattr(m, "patch_embed")), 16)
     tables, arrays = [], {}
@@ -58,7 +57,7 @@ def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Pa
 
 def skips(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     """Skip ratios of every residual sublayer, and of each token of a ViT (Raghu et al. 2021, Figures 7, E.1, E.2)."""
-    images = _first(images, SKIP_IMAGES)
+    images = images.first(SKIP_IMAGES)
     size = max(1, len(images) // GROUPS)  # a batch for each group of the jackknife
     tables, tokens = [], []
     for name, network in networks.items():
@@ -87,13 +86,6 @@ def recorded_fields(where: str | Path | None = None) -> tuple[pd.DataFrame, dict
     if _sha256(file) != sidecar["arrays"]:
         raise ValueError(f"{file} is not the file its sidecar describes; restore it, or run `make record` again")
     return table, {name: maps.float() for name, maps in load_file(file).items()}, sidecar
-
-
-def _first(images: ImageSet, count: int) -> ImageSet:
-    """The first ``count`` images of a set, described as such."""
-    if len(images) <= count:
-        return images
-    return ImageSet(count, Subset(images, range(count)).__getitem__, {**images.describe(), "first_of": len(images)})
 
 
 def _sha256(file: Path) -> str:

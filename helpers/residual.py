@@ -21,6 +21,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from helpers.images import normalise
+from helpers.positions import prefix_tokens
 from helpers.taps import Tap, capture, taps_for
 
 BRANCHES = ("attn", "mlp", "both")
@@ -183,9 +184,7 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
     """
     layers = sublayers(model)
     axis = -1 if layers[0].branch != "block" else 1  # of the channels
-    prefix = getattr(model, "num_prefix_tokens", None)
-    if prefix is None:
-        prefix = model.cls_token.shape[1] if isinstance(getattr(model, "cls_token", None), Tensor) else 0
+    prefix = prefix_tokens(model)
     tokens = {"all": slice(None), "CLS": slice(0, 1), "patches": slice(prefix, None)}
     if not (prefix and getattr(model, "has_class_token", True)):
         tokens.pop("CLS")

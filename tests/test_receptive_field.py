@@ -132,7 +132,7 @@ def test_parameters_modes_and_hooks_are_as_before_even_after_an_error():
     model.head.weight.requires_grad_(False)
     modes = [module.training for module in model.modules()]
     of(model, pictures(2, 32), channels=1)
-    with pytest.raises(ValueError, match="no middle position"):
+    with pytest.raises(ValueError, match="has no positions"):
         of(model, pictures(2, 32), taps_named(model, ["head"]))
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == [
@@ -249,7 +249,7 @@ def test_bad_input_is_named():
         effective_receptive_fields(model, pictures(4, 32))
     with pytest.raises(ValueError, match="channels"):
         of(model, pictures(2, 32), channels=0)
-    with pytest.raises(ValueError, match="no middle position"):
+    with pytest.raises(ValueError, match="has no positions"):
         of(model, pictures(2, 32), taps_named(model, ["head"]))
     dead = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
     nn.init.constant_(dead[0].bias, -1e6)
