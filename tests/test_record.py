@@ -109,7 +109,6 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch
         "FIELD_IMAGES": 16,
         "FIELD_CHANNELS": 1,
         "SKIP_IMAGES": 16,
-        "DEEP_IMAGES": 16,
         "MANY_BLOCKS": 3,
     }.items():
         monkeypatch.setattr(record_layers, name, value)
