@@ -36,6 +36,7 @@ from helpers.images import normalise
 from helpers.positions import prefix_tokens
 from helpers.taps import Tap, capture
 
+WINDOWED = (SwinTransformer, SwinTransformerV2)
 CHUNK = 64  # images whose maps of one layer are held at a time
 
 
@@ -145,7 +146,7 @@ def grid_of(model: nn.Module, name: str, tokens: int, size: tuple[int, int]) -> 
     """
     embed, prefix = getattr(model, "patch_embed", None), prefix_tokens(model)
     stage = re.search(r"(?:layers|transformers)\.(\d+)", name)
-    if isinstance(model, (SwinTransformer, SwinTransformerV2)):
+    if isinstance(model, WINDOWED):
         step = tuple(side * 2 ** int(stage[1]) for side in embed.patch_size)
         grid = Grid(tuple(model.get_submodule(name).window_size), step, 0, windowed=True)
     elif isinstance(model, PoolingVisionTransformer):
@@ -242,30 +243,34 @@ def attention_distance(
 
 @torch.inference_mode()
 def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> pd.DataFrame:
-    """Where patches look, wherever they are: the share of attention between patches that falls on each patch.
+    """Where patches look, wherever they are, and how large the tokens are that are looked at (Darcet et al. 2024).
 
-    Returns a table of ``block``, ``row``, ``column``, ``share``: means over images, heads and query patches, rows
-    divided by their mass on patches; the shares of a block sum to one. Uniform attention gives every patch the same.
-    Raises ``ValueError`` as ``attention_maps`` and ``grid_of`` do, and for windows, in which places repeat.
+    Returns a table of ``block``, ``row``, ``column``; ``share`` of the attention between patches that falls on this
+    patch, the rows divided by their mass on patches, mean over images, heads and queries; ``norm`` of its token on
+    entering the block, mean over images. Raises ``ValueError`` as ``attention_maps`` and ``grid_of``, and for windows.
     """
-    names, total, images = attentions(model), 0, 0
+    names, prefix, total, images = attentions(model), prefix_tokens(model), 0, 0
+    if isinstance(model, WINDOWED):
+        raise ValueError(f"{type(model).__name__} attends within windows, which have no places of their own")
+    taps = [Tap(name, name.rsplit(".", 1)[0], "input") for name in names]
 
     def received(attention: Tensor) -> Tensor:
         patches = attention[..., prefix:, prefix:]
         return (patches / patches.sum(-1, keepdim=True)).mean((1, 2)).sum(0).double().cpu()
 
-    prefix = prefix_tokens(model)
-    with evaluating(model), attention_maps(model, received, names) as maps:
+    def norms(x: Tensor) -> Tensor:
+        return x[:, prefix:].norm(dim=-1).sum(0).double().cpu()
+
+    with evaluating(model), attention_maps(model, received) as looked, capture(model, taps, norms) as entered:
         for batch in batches:
             for part in (batch[0] if isinstance(batch, (tuple, list)) else batch).split(chunk):
                 model(normalise(model, part))
-                total, images = total + torch.stack(list(maps.values())), images + len(part)
-    grid = grid_of(model, names[0], maps[names[0]].shape[0] + prefix, tuple(part.shape[-2:]))
-    if grid.windowed:
-        raise ValueError(f"{type(model).__name__} attends within windows, which have no places of their own")
-    shares = (total / images).unflatten(1, grid.shape).numpy()
-    values = [(*at, share) for at, share in np.ndenumerate(shares)]
-    return pd.DataFrame(values, columns=["block", "row", "column", "share"])
+                found = [torch.stack([looked[name], entered[name]]) for name in names]
+                total, images = total + torch.stack(found, dim=1), images + len(part)
+    grid = grid_of(model, names[0], total.shape[-1] + prefix, tuple(part.shape[-2:]))
+    share, norm = (total / images).unflatten(-1, grid.shape).numpy()
+    values = [(*at, share[at], norm[at]) for at in np.ndindex(share.shape)]
+    return pd.DataFrame(values, columns=["block", "row", "column", "share", "norm"])
 
 
 def smallest(table: pd.DataFrame, blocks: Iterable[int]) -> float:

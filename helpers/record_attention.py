@@ -66,8 +66,16 @@ def attended(networks: dict[str, nn.Module], images: ImageSet, where: Path, **no
     images = images.first(ROLLOUT_IMAGES)
     name, vit = next(iter(networks.items()))
     table = attended_patches(vit, _groups(images, "attended patches")).assign(model=name)
-    what = f"Share of the attention between patches of {name} that falls on each patch, mean over heads and images"
-    results.write("attended", table, what=what, units={"share": "1"}, images=images.describe(), where=where, **notes)
+    what = f"Share of the attention between patches of {name} that falls on each patch, and the norm of its token"
+    results.write(
+        "attended",
+        table,
+        what=what,
+        units={"share": "1", "norm": "activation"},
+        images=images.describe(),
+        where=where,
+        **notes,
+    )
 
 
 def _groups(images: ImageSet, what: str) -> tqdm:

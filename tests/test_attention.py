@@ -218,7 +218,7 @@ def test_the_patches_that_are_looked_at(name):
     model = made(name)
     images = batched(model, 2)
     table = attended_patches(model, images, chunk=2)
-    with attention_maps(model) as maps:
+    with attention_maps(model) as maps, capture(model, taps_named(model, ["blocks.0"])) as out:
         model(normalise(model, torch.cat(images)))
     prefix, grid = MODELS[name][1], MODELS[name][2][0]
     for block, A in enumerate(maps.values()):
@@ -226,5 +226,7 @@ def test_the_patches_that_are_looked_at(name):
         wanted = (A / A.sum(-1, keepdim=True)).mean((0, 1, 2)).view(grid)
         found = table[table["block"] == block].pivot(index="row", columns="column", values="share")
         assert torch.allclose(torch.tensor(found.to_numpy()).float(), wanted, atol=1e-6)
+    norm = torch.tensor(table[table["block"] == 1]["norm"].to_numpy()).float()
+    assert torch.allclose(norm, out["blocks.0"][:, prefix:].norm(dim=-1).mean(0), rtol=1e-4)
     with pytest.raises(ValueError, match="windows"):
         attended_patches(made("swin_tiny_patch4_window7_224"), [torch.rand(1, 3, 112, 112)])
