@@ -30,6 +30,17 @@ SMALL = {
         "receptive": {"images": 16, "channels": 1},
         "seed": 1,
     },
+    "04_skip_connections": {
+        "models": {"ViT": "vit-seed1", "ResNet": "resnet-seed1"},
+        "second": {"ViT": "vit", "ResNet": "resnet"},
+        "control": "vit-short-seed1",
+        "control_second": "vit-short",
+        "lacking": [4],
+        "images": 32,
+        "many": 64,
+        "batch": 16,
+        "seed": 1,
+    },
     "06_data_scale": {
         "families": {
             "ViT": ["vit-data10", "vit-data3", "vit-short", "vit-data30"],
