@@ -47,6 +47,7 @@ SMALL = {
             "small ViT": ["vit-small", "vit-small-data3", "vit-small-data10", "vit-small-data30"],
             "ResNet": ["resnet-data3", "resnet-data10", "resnet-data30", "resnet-short"],
         },
+        "second": {"ViT": "vit-data3", "small ViT": "vit-small", "ResNet": "resnet-data3"},
         "main": {"ViT": "vit-seed1", "ResNet": "resnet-seed1"},
         "other": "vit",
         "images": 96,
