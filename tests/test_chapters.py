@@ -41,6 +41,17 @@ SMALL = {
         "batch": 16,
         "seed": 1,
     },
+    "05_spatial_information": {
+        "models": {"ViT": "vit-seed1", "ViT, GAP": "vit-gap", "ResNet": "resnet-seed1"},
+        "second": "vit",
+        "images": 64,
+        "batch": 16,
+        "learn": 400,
+        "probed": 96,
+        "shots": 2,
+        "draws": 2,
+        "seed": 1,
+    },
     "06_data_scale": {
         "families": {
             "ViT": ["vit-data10", "vit-data3", "vit-short", "vit-data30"],
