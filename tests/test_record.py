@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from helpers import record, record_attention, record_layers, record_spatial, results, structure, zoo
 from helpers.images import batches, folder_images, normalise
+from helpers.localization import hit_rate
 from helpers.record import recorded_cka
 from helpers.structure import STREAM
 from helpers.taps import capture, taps_for
@@ -82,6 +83,30 @@ def test_recorded_layers_hang_together():
     means = tokens[tokens["token"] > 0].groupby("sublayer")["ratio"].mean()
     patches = whole[whole["tokens"] == "patches"].set_index("sublayer")["ratio"]
     np.testing.assert_allclose(means, patches.loc[means.index], rtol=1e-6)
+
+
+def test_recorded_maps_of_tokens_and_patches():
+    table, sidecar = results.recorded("token_patches")
+    maps = record_spatial.recorded_arrays("token_patches")
+    assert set(table["left_out"]) == set(range(-1, 16)) and sidecar["images"]["count"] >= 2560
+    assert not sidecar["code"]["dirty"]
+    for row in table[table["left_out"] < 0].itertuples():
+        assert hit_rate(maps[f"{row.model}/{row.place}"].astype(float), (14, 14)) == pytest.approx(
+            row.hit_rate, abs=0.02
+        )
+        assert row.shuffled < 0.05
+
+
+def test_recorded_probes_are_the_means_of_what_was_right():
+    table, sidecar = results.recorded("probes")
+    hits = record_spatial.recorded_arrays("probes")
+    true = hits["true validation"]
+    assert sidecar["true_validation"][1] == true.sum() and not sidecar["code"]["dirty"]
+    for row in table[table["images"] != "true only"].itertuples():
+        right = hits[f"{row.model}/{row.place}/{row.read_out}/{row.shots}"].astype(float)
+        right = right[:, true] if row.images == "true validation" else right
+        assert row.accuracy == pytest.approx(right.mean(), abs=1e-3) and row.low <= row.accuracy <= row.high
+        assert right.shape == (10 if str(row.shots) == "10" else 1, row.n)
 
 
 @pytest.fixture
