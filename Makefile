@@ -8,6 +8,10 @@ TRAIN_IMAGES ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
+# glibc hands every large tensor back to the system at once and asks for it anew, page by page; kept, it is used again
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
+
 .DEFAULT_GOAL := help
 .PHONY: help book test lab lint zoo record bench clean
 

@@ -85,6 +85,11 @@ def cell_count(notebook: Path) -> int:
     return len(nbformat.read(notebook, as_version=4).cells)
 
 
+def expected_seconds(notebook: Path) -> float:
+    """How long a chapter takes on one core, as its metadata say; what does not say it is taken to be the longest."""
+    return nbformat.read(notebook, as_version=4).metadata.get("seconds", float("inf"))
+
+
 def cell_message(root: Path, notebook: Path, failure: dict, lines: int = 6) -> str:
     """Chapter, cell, the first lines of the cell's source, and the error."""
     cells = nbformat.read(notebook, as_version=4).cells
@@ -174,10 +179,9 @@ def execute(root: Path, jobs: int | None = None) -> list[str]:
         if path.stem not in state["chapters"]:
             path.unlink()  # the verdicts of a chapter that is gone, or about to be executed
     write_state(root, state)
-    # the chapter that took longest goes first, so that nothing waits for it at the end; where that is not
-    # known, the later chapters do, which measure more than the first
-    stale = [notebook for notebook in reversed(keys) if notebook.stem not in state["chapters"]]
-    stale.sort(key=lambda notebook: -noted.get(notebook.stem, {}).get("seconds", float("inf")))
+    # the chapter that takes longest goes first, so that nothing waits for it at the end
+    stale = [notebook for notebook in keys if notebook.stem not in state["chapters"]]
+    stale.sort(key=lambda notebook: -noted.get(notebook.stem, {}).get("seconds", expected_seconds(notebook)))
     if not stale:
         return []
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 LEAST = 4  # images the unbiased estimate needs: it divides by n − 3
+BLOCK = 64  # rows of a Gram matrix that are computed at once
 GROUPS = 16  # jackknife groups: batch b belongs to group b mod 16
 
 
@@ -38,7 +39,11 @@ def gram_linear(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         x = (x - x.mean(0)).to(dtype)
         return torch.mm(x, x.T, out_dtype=torch.float32) if x.is_cuda else (x @ x.T).float()
     x = x.to(dtype or (x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32))
-    return x @ x.T
+    gram = x.new_zeros(len(x), len(x))
+    for start in range(0, len(x), BLOCK):  # only the blocks on and below the diagonal are multiplied out
+        rows = slice(start, start + BLOCK)
+        gram[rows, : start + BLOCK] = x[rows] @ x[: start + BLOCK].T
+    return gram.tril() + gram.tril(-1).T
 
 
 def center_gram(gram: Tensor, debiased: bool = True) -> Tensor:

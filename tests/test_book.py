@@ -303,3 +303,20 @@ def test_source_links_lead_to_files_of_the_repository(small, monkeypatch):
     for address in ("github.com/someone/book/edit/main/notebooks/01_line.ipynb",
                     "colab.research.google.com/github/someone/book/blob/main/notebooks/01_line.ipynb"):  # fmt: skip
         assert address in page
+
+
+def test_the_longest_chapter_is_executed_first(small, executed):
+    for name, seconds in {"01_line": 50, "02_answer": 5}.items():
+        path = small / "notebooks" / f"{name}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        notebook.metadata["seconds"] = seconds
+        nbformat.write(notebook, path)
+    execution.write_state(small, {"chapters": {}, "site": None})
+    execution.execute(small, jobs=1)
+    assert executed == ["01_line", "02_answer"]  # by what the metadata say
+    state = execution.read_state(small)
+    for chapter, seconds in zip(state["chapters"].values(), (1.0, 2.0), strict=True):
+        chapter |= {"key": "before", "seconds": seconds}
+    execution.write_state(small, state)
+    execution.execute(small, jobs=1)
+    assert executed[2:] == ["02_answer", "01_line"]  # by what the last build noted
