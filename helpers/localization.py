@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 from helpers.hsic import GROUPS, LEAST, Sums, gram_row
 from helpers.images import ImageSet, batches, normalise
-from helpers.positions import positions
+from helpers.positions import Centres, positions
 from helpers.probes import OUTPUTS
-from helpers.receptive_field import _Centres
 from helpers.taps import Tap, capture, taps_for
 
 
@@ -198,7 +197,7 @@ def token_patches(
         raise ValueError(f"CKA needs a batch of at least {LEAST} images; got {len(images)} in batches of {batch}")
     loader = images.split(batch) if isinstance(images, Tensor) else batches(images, batch)
     counts = np.zeros((2, GROUPS), dtype=np.int64)  # batches, images
-    with _Centres(model) as centres, capture(model, places, compare) as out:
+    with Centres(model) as centres, capture(model, places, compare) as out:
         for index, part in enumerate(tqdm(loader, desc="tokens and patches", unit="batch", disable=not progress)):
             part = part[0] if isinstance(part, (tuple, list)) else part
             if len(part) < LEAST:
@@ -245,7 +244,7 @@ def patch_rows(images: Tensor, patches: Tensor) -> Tensor:
     return torch.stack([gram_row(pixels[:, :, patches == s]) for s in range(int(patches.max()) + 1)])
 
 
-def own_patches(centres: _Centres, grid: tuple[int, int], size: Sequence[int]) -> Tensor:
+def own_patches(centres: Centres, grid: tuple[int, int], size: Sequence[int]) -> Tensor:
     """To which position's patch each pixel belongs: (H, W) whole numbers; where two are as near, to the first.
 
     Raises ``ValueError`` where a position is left without a pixel.

@@ -2,7 +2,7 @@
 
 Transformers hand over (n, prefix + h · w, d), convolutional networks maps (n, d, h, w), Swins maps (n, h, w, d). What
 is asked of one position of a network (which patch does it resemble, what can a probe read from it) is asked of all of
-them in the same way once they are (n, h · w, d).
+them in the same way once they are (n, h · w, d). ``Centres`` says where in the image each of them lies.
 """
 
 import math
@@ -60,6 +60,53 @@ def positions(model: nn.Module, x: Tensor, grid: tuple[int, int] | None = None) 
     return Positions(cells.flatten(2).transpose(1, 2), prefix, have)
 
 
+class Centres:
+    """Where in the image the positions of each layer have their centre, read off the convolutions of a forward pass.
+
+    A convolution of kernel k, stride s and padding p puts position o's centre on s · o − p + (k − 1) / 2 of its input.
+    A network reaches each size of grid first through its main path, so a grid is known by its size. One that
+    no convolution has made is taken to divide the image evenly. Used around a forward pass::
+
+        with Centres(model) as centres:
+            model(images)
+        centres.centre(n=9, position=4, size=64, axis=0)  # the middle one of 9 rows, in an image of 64 pixels
+    """
+
+    def __init__(self, model: nn.Module):
+        kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.modules.padding._ConstantPadNd)
+        self.maps: tuple[dict, dict] = ({}, {})  # rows, columns: size → (step, first), in pixels
+        self.modules = [module for module in model.modules() if isinstance(module, kinds)]
+
+    def __enter__(self) -> "Centres":
+        self.handles = [module.register_forward_hook(self._read) for module in self.modules]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _read(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        for axis in (0, 1):
+            before, after = args[0].shape[2 + axis], output.shape[2 + axis]
+            known = self.maps[axis]
+            known.setdefault(before, (1.0, 0.5)) if not known else None
+            if before not in known or after in known:
+                continue
+            if isinstance(module, nn.modules.padding._ConstantPadNd):
+                kernel, stride, pad = 1, 1, module.padding[2 * (1 - axis)]
+            else:
+                kernel, stride, pad = (_pair(getattr(module, a))[axis] for a in ("kernel_size", "stride", "padding"))
+                if type(module).__name__.endswith("Same"):  # pads as much as it needs, the odd one at the end
+                    pad = max((after - 1) * stride + kernel - before, 0) // 2
+            step, first = known[before]
+            known[after] = (step * stride, first + step * ((kernel - 1) / 2 - pad))
+
+    def centre(self, n: int, position: int, size: int, axis: int) -> float:
+        """Centre in pixels of a position of a grid of ``n`` along an axis of an image of ``size``."""
+        step, first = self.maps[axis].get(n, (size / n, size / n / 2))
+        return first + step * position
+
+
 def _grid(model: nn.Module, count: int) -> tuple[int, int]:
     """Rows and columns of ``count`` patch tokens: the model's own where they fit, otherwise a square."""
     own = getattr(getattr(model, "patch_embed", None), "grid_size", None)
@@ -69,3 +116,7 @@ def _grid(model: nn.Module, count: int) -> tuple[int, int]:
     if not side or side * side != count:
         raise ValueError(f"{count} tokens make up no square grid; {prefix_tokens(model)} prefix tokens were left out")
     return side, side
+
+
+def _pair(value) -> tuple:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.images import normalise
-from helpers.positions import positions
+from helpers.positions import Centres, positions
 from helpers.structure import STREAM
 from helpers.taps import Tap, capture, taps_for
 
@@ -105,7 +105,7 @@ def effective_receptive_fields(
     try:
         model.eval().requires_grad_(False)
         look = capture(model, taps, lambda x: _middle(model, x))
-        with torch.inference_mode(), look as shapes, _Centres(model) as known:
+        with torch.inference_mode(), look as shapes, Centres(model) as known:
             model(normalise(model, images[:1]))
         drawn = {  # place → (N, number of channels)
             name: torch.rand(len(images), middle.shape[1], generator=draw).argsort(1)[:, :channels]
@@ -196,50 +196,3 @@ def _middle(model: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
     found = positions(model, x)
     height, width = found.grid
     return found.tokens[:, height // 2 * width + width // 2], found.grid
-
-
-class _Centres:
-    """Where in the image the positions of each layer have their centre, read off the convolutions of a forward pass.
-
-    A convolution of kernel k, stride s and padding p puts position o's centre on s · o − p + (k − 1) / 2 of its input.
-    A network reaches each size of grid first through its main path, so a grid is known by its size. One that
-    no convolution has made is taken to divide the image evenly.
-    """
-
-    def __init__(self, model: nn.Module):
-        kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.modules.padding._ConstantPadNd)
-        self.maps: tuple[dict, dict] = ({}, {})  # rows, columns: size → (step, first), in pixels
-        self.modules = [module for module in model.modules() if isinstance(module, kinds)]
-
-    def __enter__(self) -> "_Centres":
-        self.handles = [module.register_forward_hook(self._read) for module in self.modules]
-        return self
-
-    def __exit__(self, *_) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _read(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        for axis in (0, 1):
-            before, after = args[0].shape[2 + axis], output.shape[2 + axis]
-            known = self.maps[axis]
-            known.setdefault(before, (1.0, 0.5)) if not known else None
-            if before not in known or after in known:
-                continue
-            if isinstance(module, nn.modules.padding._ConstantPadNd):
-                kernel, stride, pad = 1, 1, module.padding[2 * (1 - axis)]
-            else:
-                kernel, stride, pad = (_pair(getattr(module, a))[axis] for a in ("kernel_size", "stride", "padding"))
-                if type(module).__name__.endswith("Same"):  # pads as much as it needs, the odd one at the end
-                    pad = max((after - 1) * stride + kernel - before, 0) // 2
-            step, first = known[before]
-            known[after] = (step * stride, first + step * ((kernel - 1) / 2 - pad))
-
-    def centre(self, n: int, position: int, size: int, axis: int) -> float:
-        """Centre in pixels of a position of a grid of ``n`` along an axis of an image of ``size``."""
-        step, first = self.maps[axis].get(n, (size / n, size / n / 2))
-        return first + step * position
-
-
-def _pair(value) -> tuple:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

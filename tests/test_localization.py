@@ -23,8 +23,7 @@ from helpers.localization import (
     token_patches,
     token_rows,
 )
-from helpers.positions import positions
-from helpers.receptive_field import _Centres
+from helpers.positions import Centres, positions
 from helpers.taps import capture, taps_for, taps_named
 
 IMAGES = scenes.render(scenes.Corpus(), range(64)).images
@@ -142,7 +141,7 @@ def test_a_position_depends_most_on_the_middle_of_its_own_patch():
     model = zoo.load("resnet", pretrained=False)
     place = taps_for(model, ["block"])[8:9]  # 9 × 9 positions
     x = torch.rand(4, 3, 64, 64).requires_grad_()
-    with _Centres(model) as centres, capture(model, place, lambda x: positions(model, x)) as out:
+    with Centres(model) as centres, capture(model, place, lambda x: positions(model, x)) as out:
         model((x - 0.5) / 0.25)
     at = out[place[0].name]
     field = torch.autograd.grad(at.tokens[:, 4 * 9 + 3].sum(), x)[0].abs().sum((0, 1))
@@ -169,7 +168,7 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="no positions"):
         token_patches(model, IMAGES[:4], taps_named(model, ["head"]))
     with pytest.raises(ValueError, match="one gets none"):
-        localization.own_patches(_Centres(model), (65, 8), (64, 64))
+        localization.own_patches(Centres(model), (65, 8), (64, 64))
     broken = zoo.load("vit", pretrained=False)
     broken.blocks[0].mlp.fc2.bias.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="blocks.0: activations|blocks.0.resid_post: activations"):
