@@ -34,12 +34,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from helpers import scenes, training, zoo
 from helpers.attention import attention_distance
 from helpers.cka import cka_heatmap
+from helpers.head_subsets import head_subsets
 from helpers.hsic import BLOCK
 from helpers.images import normalise
 from helpers.localization import token_patches
 from helpers.probes import L2S, features, ridge
 from helpers.receptive_field import effective_receptive_fields
 from helpers.residual import skip_ratios
+from helpers.rollout import rollout_maps
 from helpers.taps import Tap, capture, taps_for, taps_named
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,25 +226,35 @@ def memory(few: int, many: int) -> list[dict]:
 
 
 def analyses(n: int, turns: int) -> list[dict]:
-    """Analyses of the zoo's ViT that need no more than its forward pass, beside that, in turns; probes."""
-    model = zoo.load("vit", pretrained=False)
+    """Analyses of the zoo's networks that need no more than forward passes, beside these, in turns; probes."""
+    model, resnet = (zoo.load(name, pretrained=False).eval() for name in ("vit", "resnet"))
     images, outputs = pictures(n, 64), taps_for(model, ["resid_post"])
+    parts = images.split(n // 4)
 
     @torch.inference_mode()
     def forward() -> None:
         model(normalise(model, images))
 
-    jobs: dict[str, Callable[[], object]] = {
-        "attention distance of the zoo's ViT": lambda: attention_distance(model, images.split(n // 4), groups=2),
-        "token-to-patch CKA of one block": lambda: token_patches(model, images, outputs[-1:], batch=n),
-        "read-outs for probes, all blocks": lambda: features(model, images, places=outputs, batch=n),
+    @torch.inference_mode()
+    def entrances() -> None:  # the ViT's first block, the ResNet's first stage
+        for part in parts:
+            model.blocks[0](model.patch_embed(normalise(model, part)))
+            resnet.stages[0](resnet.stem(normalise(resnet, part)))
+
+    jobs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "attention distance of the zoo's ViT": (lambda: attention_distance(model, parts, groups=2), forward),
+        "attention rollout of the zoo's ViT": (lambda: rollout_maps(model, [images]), forward),
+        "subsets of heads of block 0": (lambda: head_subsets(model, resnet, parts, groups=2), entrances),
+        "token-to-patch CKA of one block": (lambda: token_patches(model, images, outputs[-1:], batch=n), forward),
+        "read-outs for probes, all blocks": (lambda: features(model, images, places=outputs, batch=n), forward),
     }
     lines = []
-    for what, fn in jobs.items():
-        fn(), forward()
-        pairs = [(seconds(fn), seconds(forward)) for _ in range(turns)]
+    for what, (fn, bare) in jobs.items():
+        fn(), bare()
+        pairs = [(seconds(fn), seconds(bare)) for _ in range(turns)]
         ours, floor = (1e3 * median(side) / n for side in zip(*pairs, strict=True))
-        lines.append(line(f"{what}, n = {n}", ours, FLOOR, floor, "ms an image"))
+        beside = FLOOR if bare is forward else "bare first block and stage"
+        lines.append(line(f"{what}, n = {n}", ours, beside, floor, "ms an image"))
     return [*lines, *probes_beside_sklearn(n, 2 if n < 64 else 16)]
 
 
@@ -288,7 +300,7 @@ def run(tiny: bool = False) -> pd.DataFrame:
     small = zoo.load("vit", pretrained=False)
     n = 8 if tiny else 256
     parts: dict[str, Callable[[], list[dict]]] = {
-        "ViT-B/16": lambda: beside_forward("the ViT-B/16 shape", base, 224, n, 1),
+        "ViT-B/16": lambda: beside_forward("the ViT-B/16 shape", base, 224, n, 1 if tiny else 3),
         "zoo's ViT": lambda: beside_forward("the zoo's ViT", small, 64, n, 1 if tiny else 7),
         "skip connections": lambda: skip_connections(n, 1 if tiny else 7),
         "receptive fields": lambda: receptive_fields(*((2, 1) if tiny else (16, 4))),

@@ -23,7 +23,15 @@ def test_stored_benchmarks_are_one_complete_run(root):
     assert list(stored.columns) == [*bench.COLUMNS, "machine", "date"]
     assert stored["machine"].nunique() == stored["date"].nunique() == 1
     parts = ["ViT-B/16", "zoo's ViT", "peak memory", "rendered", "training the zoo's vit", "its largest error"]
-    parts += ["attention distance", "skip ratios", "receptive fields", "token-to-patch", "ridge probes"]
+    parts += [
+        "attention distance",
+        "skip ratios",
+        "receptive fields",
+        "rollout",
+        "subsets of heads",
+        "token-to-patch",
+        "ridge probes",
+    ]
     for part in parts:
         assert stored["what"].str.contains(part).any(), f"nothing on {part!r}: run make bench and publish it"
     assert {"torch-cka 0.21", "ckatorch 1.0.3"} <= set(stored["beside"].dropna())
