@@ -5,6 +5,7 @@ JOBS ?=
 WEIGHTS ?=
 IMAGES ?=
 TRAIN_IMAGES ?=
+MODELS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
@@ -46,8 +47,8 @@ lint: $(VENV)/installed ## check the code's form and the notebooks' hygiene
 zoo: $(VENV)/installed ## train the models of data/zoo that are not there yet
 	@$(RUN) -m helpers.training
 
-record: $(VENV)/installed ## measure ImageNet-trained models: make record WEIGHTS=folder IMAGES=folder TRAIN_IMAGES=folder
-	@$(RUN) -m helpers.record $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)") $(if $(TRAIN_IMAGES),--train-images "$(TRAIN_IMAGES)")
+record: $(VENV)/installed ## measure ImageNet-trained models: make record WEIGHTS=folder IMAGES=folder TRAIN_IMAGES=folder MODELS="vit resnet"
+	@$(RUN) -m helpers.record $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)") $(if $(TRAIN_IMAGES),--train-images "$(TRAIN_IMAGES)") $(if $(MODELS),--models $(MODELS))
 
 bench: $(VENV)/installed-bench ## time the library, beside other people's code
 	@$(RUN) -m tests.bench

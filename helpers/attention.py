@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from helpers.hsic import GROUPS
 from helpers.images import normalise
 from helpers.positions import prefix_tokens
-from helpers.taps import Tap, capture
+from helpers.taps import Tap, capture, evaluating
 
 WINDOWED = (SwinTransformer, SwinTransformerV2)
 CHUNK = 64  # images whose maps of one layer are held at a time
@@ -247,7 +247,8 @@ def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK)
 
     Returns a table of ``block``, ``row``, ``column``; ``share`` of the attention between patches that falls on this
     patch, the rows divided by their mass on patches, mean over images, heads and queries; ``norm`` of its token on
-    entering the block, mean over images. Raises ``ValueError`` as ``attention_maps`` and ``grid_of``, and for windows.
+    entering the block, mean over images. Raises ``ValueError`` as ``attention_maps`` and ``grid_of``, for windows,
+    and for blocks that see different grids.
     """
     names, prefix, total, images = attentions(model), prefix_tokens(model), 0, 0
     if isinstance(model, WINDOWED):
@@ -265,6 +266,11 @@ def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK)
         for batch in batches:
             for part in (batch[0] if isinstance(batch, (tuple, list)) else batch).split(chunk):
                 model(normalise(model, part))
+                if len(counts := {looked[name].numel() for name in names}) > 1:
+                    raise ValueError(
+                        f"{type(model).__name__} has blocks of {min(counts)} to {max(counts)} patches, and this "
+                        "measure needs one grid for all blocks: take a network without stages"
+                    )
                 found = [torch.stack([looked[name], entered[name]]) for name in names]
                 total, images = total + torch.stack(found, dim=1), images + len(part)
     grid = grid_of(model, names[0], total.shape[-1] + prefix, tuple(part.shape[-2:]))
@@ -289,15 +295,3 @@ def growth(table: pd.DataFrame) -> float:
     """Claim C4: Spearman's correlation of a block's number with the mean distance of its heads."""
     mean = table.groupby("block")["distance"].mean()
     return float(spearmanr(mean.index, mean).statistic)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards each module as it was."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

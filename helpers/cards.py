@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import results, zoo
-from helpers.catalogue import SHORT, Recipe
+from helpers.catalogue import MAIN, SHORT, Recipe
 from helpers.evaluation import CUES, TEST_SCENES
 from helpers.scenes import Corpus
 
@@ -30,11 +30,8 @@ def _zoo_sections() -> list[str]:
     networks = {name: zoo.card(name) for name in zoo.names()}
     if not networks:
         return ["## Trained on scenes", "No network is trained yet; `make zoo` trains them."]
-    main = {
-        name: card
-        for name, card in networks.items()
-        if card["recipe"]["images_seen"] > SHORT.images_seen or card.get("start")
-    }
+    names = [card.name for card in MAIN]
+    main = {name: card for name, card in networks.items() if name in names or card.get("start")}
     others = {name: card for name, card in networks.items() if name not in main}
     baseline = [zoo.BASELINE.name] if zoo.is_stored(zoo.BASELINE.name) else []
     measured = {**networks, **{name: zoo.card(name) for name in baseline}}
@@ -47,12 +44,13 @@ def _zoo_sections() -> list[str]:
         {recipe.weight_decay:g}, bfloat16 arithmetic. The matrices inside transformer blocks are trained by Muon
         {{cite:p}}`jordan2024`, everything else by AdamW. Where nothing else is said, the training set is the same
         {recipe.distinct_images:,} scenes, numbers 0 to {recipe.distinct_images - 1:,} of the corpus.""")
-    families = _prose(f"""
-        The networks below have the size of `vit` and `resnet`, if nothing else is said. Each differs from its control
-        in one thing, and all share a schedule of {SHORT.images_seen:,} images, {SHORT.images_seen // SHORT.batch}
-        steps, on which they do not get as far as the main models. They are compared with their controls on the same
-        schedule, never with the main models. Those with fewer scenes see the same number of images, the first scenes
-        of the training set again and again.""")
+    variants = _prose(f"""
+        The networks below have the size of `vit` and `resnet`, if nothing else is said. All share a schedule of
+        {SHORT.images_seen:,} images, {SHORT.images_seen // SHORT.batch:,} steps. It is the schedule of `resnet` as
+        well, but shorter than that of `vit`, so ViTs do not get quite as far on it. Each variant differs in one thing
+        from a control on the same schedule, a ViT from `vit-short` and a ResNet from `resnet`, and is compared with
+        that control. Those with fewer scenes see the same number of images, the first scenes of the training set
+        again and again.""")
     hours = sum(card["run"]["seconds"] for card in networks.values()) / 3600
     minutes = _prose(f"""
         *Images seen* counts repetitions. `vit-novel` starts from the weights of `vit` and is trained, and measured
@@ -72,7 +70,7 @@ def _zoo_sections() -> list[str]:
         "## Trained on scenes",
         about,
         "\n".join(f"- `{name}`: {card['about']}; {_size(name)}." for name, card in main.items()),
-        *([families, "\n".join(f"- `{name}`: {card['about']}." for name, card in others.items())] if others else []),
+        *([variants, "\n".join(f"- `{name}`: {card['about']}." for name, card in others.items())] if others else []),
         _table(
             ("Network", "Images seen", "Seed", "Minutes", "Images/s", "Weights (sha256)"),
             [_training_row(name, card) for name, card in networks.items()],

@@ -30,6 +30,7 @@ from helpers.hsic import (
     LEAST,
     MinibatchCKA,
     Sums,
+    bootstrap,
     center_gram,
     cka,
     feature_space_linear_cka,
@@ -82,6 +83,15 @@ class CKAResult:
     def statistic(self, fn: Callable[[np.ndarray], Any]) -> tuple[Any, Any]:
         """``fn`` of the matrix (rows, columns), and its jackknife standard error over groups of batches."""
         return self.sums.statistic(lambda matrix: fn(self._part(matrix)))
+
+    def bootstrap(self, fn: Callable[[np.ndarray], Any]) -> tuple[Any, Any]:
+        """``fn`` of the matrix (rows, columns), and its 95 % interval where the jackknife fails: ``hsic.bootstrap``."""
+        return bootstrap(lambda matrix: fn(self._part(matrix)), self.sums)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of batches behind an error."""
+        return self.sums.groups
 
     @property
     def models(self) -> list[str]:

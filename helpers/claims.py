@@ -52,6 +52,10 @@ Depth of a place
 CKA
 : Linear, added up over batches by the unbiased estimator of HSIC, over at least 2,560 images.
 
+Interval
+: Of most numbers the value ± *t* jackknife errors over groups of images, with Student's *t* for that many groups. Of
+  ranks, counts and places of a maximum, which jump, and of accuracies and probes, that of a bootstrap or a binomial.
+
 Uniform
 : The mean attention distance of an attention that looks everywhere alike.
 

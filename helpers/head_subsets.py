@@ -10,19 +10,23 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from helpers.attention import attention_maps, attentions, distances, evaluating, grid_of
-from helpers.hsic import GROUPS, LEAST, MinibatchCKA, gram_linear, gram_row, row_of_gram
+from helpers.attention import WINDOWED, attention_maps, attentions, distances, grid_of
+from helpers.hsic import GROUPS, LEAST, MinibatchCKA, Sums, gram_linear, gram_row, row_of_gram
 from helpers.images import normalise
 from helpers.positions import prefix_tokens
-from helpers.taps import Tap, capture, taps_for
+from helpers.taps import Tap, capture, evaluating, taps_for
+
+MOST = 16  # heads, of which there are 65,534 subsets
 
 
 def head_outputs(model: nn.Module, name: str) -> Tap:
@@ -37,57 +41,88 @@ def head_subsets(vit: nn.Module, resnet: nn.Module, batches: Iterable, *, groups
     """Subsets of the heads of a ViT's first attention, by distance, and their CKA with a ResNet (Raghu, Figure 5).
 
     A head's output is A · v at the patch tokens, before the projection; those of a subset are laid side by side. The
-    Gram matrix of features side by side is the sum of their Gram matrices, so one Gram matrix a head serves all
-    subsets. The CKA is that with each block of the ResNet's first stage, averaged.
+    Gram matrix of features side by side is the sum of their Gram matrices, centred or not, so the HSIC of a subset is
+    the sum of those of its heads, and only the heads are read from the images. The CKA is that with each block of the
+    ResNet's first stage, averaged. Batch b is in jackknife group b mod ``groups``; batches below 4 images, of which
+    there is no CKA, are left out.
 
     Returns a table of ``subset`` (such as "0 2"), its number of ``heads``, ``distance`` (px, mean of its heads'),
-    ``cka``, ``left_out``; all subsets but the empty and the full one. Raises ``ValueError`` for a single head, and as
-    ``attention_distance`` does.
+    ``cka``, ``left_out``; all subsets but the empty and the full one. Raises ``ValueError`` for a single head and for
+    more than 16, for windows, for a group without a batch, and as ``attention_distance`` does.
     """
+    if isinstance(vit, WINDOWED):
+        raise ValueError(
+            f"{type(vit).__name__} attends within windows, and its heads cannot look farther than these: take a "
+            "transformer that attends to the whole image (ViT, DeiT, BEiT, PiT)"
+        )
+    if groups < 2:
+        raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
     name, device = attentions(vit)[0], next(vit.parameters()).device
     blocks = [tap for tap in taps_for(resnet, ["block"]) if re.match(r"stages\.0\.|layer1\.", tap.name)]
     entrance = _first_stage(resnet)
     heads, prefix = vit.get_submodule(name).num_heads, prefix_tokens(vit)
-    subsets = [chosen for k in range(1, heads) for chosen in combinations(range(heads), k)]
-    if not subsets:
+    if heads == 1:
         raise ValueError(f"{type(vit).__name__} has a single head in {name}: there are no subsets to compare")
-    member = torch.tensor([[float(head in chosen) for head in range(heads)] for chosen in subsets], device=device)
-    metric = MinibatchCKA(len(subsets), len(blocks), groups).to(device)
+    if heads > MOST:
+        raise ValueError(
+            f"{type(vit).__name__} has {heads} heads in {name}, and {2**heads - 2:,} subsets of them are too many to "
+            f"compare; take a transformer of at most {MOST}"
+        )
+    metric = MinibatchCKA(heads + len(blocks), groups=groups).to(device)
 
-    def grams(x: Tensor) -> Tensor:  # (n, prefix + T, heads · d) → (heads, n · n)
+    def rows(x: Tensor) -> Tensor:  # (n, prefix + T, heads · d) → (heads, n²)
         parts = x[:, prefix:].unflatten(-1, (heads, -1)).unbind(2)
-        return torch.stack([gram_linear(part - part.mean(0)).flatten() for part in parts])
+        return torch.stack([row_of_gram(gram_linear(part - part.mean(0))) for part in parts])
 
     def distance(attention: Tensor, size: tuple[int, int]) -> Tensor:
         return distances(attention, grid_of(vit, name, attention.shape[-1], size))[:, 0]
 
     found: list[list[tuple[int, Tensor]]] = [[] for _ in range(groups)]
+    short = 0
     with evaluating(vit), evaluating(resnet), _first_block(vit):
         for number, batch in enumerate(batches):
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
-            if len(images) < LEAST:  # a last batch too small for CKA
+            if len(images) < LEAST:
+                short += 1
                 continue
             with (
                 attention_maps(vit, partial(distance, size=tuple(images.shape[-2:])), [name]) as looked,
-                capture(vit, [head_outputs(vit, name)], grams) as out,
+                capture(vit, [head_outputs(vit, name)], rows) as out,
                 capture(entrance, blocks, gram_row) as low,
             ):
                 vit(normalise(vit, images))
                 entrance(normalise(resnet, images))
-            n = len(images)
-            rows = [row_of_gram(gram.view(n, n)) for gram in member @ next(iter(out.values()))]
-            metric.update(torch.stack(rows), torch.stack(list(low.values())))
-            found[number % groups].append((n, looked[name]))
+            metric.update(torch.cat([*out.values(), torch.stack(list(low.values()))]), batch_index=number)
+            found[number % groups].append((len(images), looked[name]))
+    if not all(found) and short:
+        raise ValueError(
+            f"{groups} groups for the jackknife need as many batches, and {short} of fewer than {LEAST} images were "
+            "left out; use larger batches or more images"
+        )
     if not all(found):
         raise ValueError(f"{groups} groups for the jackknife need as many batches; use smaller ones")
-    sums, tables = metric.sums(), []
+    subsets = [chosen for k in range(1, heads) for chosen in combinations(range(heads), k)]
+    member = np.array([[head in chosen for head in range(heads)] for chosen in subsets])  # (S, heads)
+    sums, tables = sums_of_subsets(metric.sums(), member.astype(float)), []
+    about = pd.DataFrame({"subset": [" ".join(map(str, chosen)) for chosen in subsets], "heads": member.sum(1)})
     for left_out in range(-1, groups):
         parts = [part for group in range(groups) if group != left_out for part in found[group]]
         mean = (sum(n * value for n, value in parts) / sum(n for n, _ in parts)).numpy()
+        distances_of = np.where(member, mean, 0).sum(1) / member.sum(1)
         cka = sums.cka(None if left_out < 0 else left_out).mean(1)
-        rows = [(" ".join(map(str, c)), len(c), mean[list(c)].mean(), cka[i]) for i, c in enumerate(subsets)]
-        tables.append(pd.DataFrame(rows, columns=["subset", "heads", "distance", "cka"]).assign(left_out=left_out))
+        tables.append(about.assign(distance=distances_of, cka=cka, left_out=left_out))
     return pd.concat(tables, ignore_index=True)
+
+
+def sums_of_subsets(sums: Sums, member: np.ndarray) -> Sums:
+    """From HSICs of H heads and M blocks among themselves, (G, H + M, H + M), those of S subsets of heads with blocks.
+
+    ``member`` (S, H): 1 for a subset's heads, 0 for the others. Centred Gram matrices add up, and with them HSICs.
+    """
+    heads = member.shape[1]
+    between, own = sums.cross[:, :heads, heads:], sums.cross[:, :heads, :heads]
+    within = np.stack([((member @ part) * member).sum(1) for part in own])  # (G, S)
+    return replace(sums, cross=member @ between, self_x=within, self_y=sums.self_y[:, heads:])
 
 
 def order_of_subsets(table: pd.DataFrame) -> float:

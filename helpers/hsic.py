@@ -35,6 +35,7 @@ def gram_linear(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """
     x = torch.as_tensor(x).flatten(1)
     if dtype in (torch.bfloat16, torch.float16):
+        x = x if x.is_floating_point() else x.float()  # whole numbers would wrap around
         x = (x - x[:1]).float()
         x = (x - x.mean(0)).to(dtype)
         return torch.mm(x, x.T, out_dtype=torch.float32) if x.is_cuda else (x @ x.T).float()
@@ -106,9 +107,10 @@ def cka(x: Tensor, y: Tensor, debiased: bool = True) -> float:
     """Linear CKA of two representations of the same n images, (n, …) and (n, …), flattened.
 
     NaN where one of them does not vary. Raises ``ValueError`` where the numbers of images differ, or are below 4
-    (debiased).
+    (debiased), and for values that are not finite.
     """
     _check_same_images(x, y)
+    _check_finite(x, y)
     x, y = gram_row(x, debiased).double(), gram_row(y, debiased).double()
     return ratio(float(x @ y), float(x @ x), float(y @ y))
 
@@ -120,13 +122,17 @@ def feature_space_linear_cka(x: Tensor, y: Tensor, debiased: bool = True) -> flo
     the Gram matrices, the squared row lengths a and b, add to it (Kornblith et al. 2019, and their notebook)::
 
         ‖XᵀY‖² − n/(n − 2) a·b + Σa Σb / ((n − 1)(n − 2))
+
+    NaN and ``ValueError`` as for ``cka``.
     """
     _check_same_images(x, y)
+    _check_finite(x, y)
     n = len(x)
     if debiased and n < LEAST:
         raise ValueError(f"the unbiased estimate of HSIC needs at least {LEAST} images, not {n}")
     x, y = (torch.as_tensor(z).flatten(1) for z in (x, y))
     x, y = (z if z.dtype == torch.float64 else z.float() for z in (x, y))
+    x, y = x - x[:1], y - y[:1]  # what is the same for all images becomes exactly zero
     x, y = x - x.mean(0), y - y.mean(0)
 
     def hsic(x: Tensor, y: Tensor) -> float:
@@ -142,6 +148,11 @@ def feature_space_linear_cka(x: Tensor, y: Tensor, debiased: bool = True) -> flo
 def _check_same_images(x: Tensor, y: Tensor) -> None:
     if len(x) != len(y):
         raise ValueError(f"CKA compares representations of the same images, but these are {len(x)} and {len(y)} images")
+
+
+def _check_finite(*representations: Tensor) -> None:
+    if not all(torch.as_tensor(x).isfinite().all() for x in representations):
+        raise ValueError("the representations hold NaN or infinite values; look at what the network was given")
 
 
 def ratio(hsic: Any, self_x: Any, self_y: Any) -> Any:
@@ -164,10 +175,13 @@ class Sums:
     batches: np.ndarray
     images: np.ndarray
 
-    def cka(self, without: int | None = None) -> np.ndarray:
-        """CKA (L, M) from all groups, or from all but one."""
+    def cka(self, without: int | None = None, weights: np.ndarray | None = None) -> np.ndarray:
+        """CKA (L, M) from all groups, from all but one, or with each group as often as ``weights`` (G,) say."""
         parts = (self.cross, self.self_x, self.self_y)
-        cross, x, y = (part.sum(0) - (0 if without is None else part[without]) for part in parts)
+        if weights is not None:
+            cross, x, y = (np.tensordot(weights, part, 1) for part in parts)
+        else:
+            cross, x, y = (part.sum(0) - (0 if without is None else part[without]) for part in parts)
         return ratio(cross, x[:, None], y[None])
 
     def statistic(self, fn: Callable[[np.ndarray], Any]) -> tuple[Any, Any]:
@@ -188,6 +202,35 @@ class Sums:
             pseudo = value / share - (1 / share - 1) * left_out
             stderr = np.sqrt(((pseudo - estimate) ** 2 / (1 / share - 1)).mean(0))
         return (value, stderr) if value.ndim else (float(value), float(stderr))
+
+    @property
+    def groups(self) -> int:
+        """Number of groups with data."""
+        return int((self.batches > 0).sum())
+
+
+def bootstrap(fn: Callable[..., Any], *sums: Sums, times: int = 1000, seed: int = 0) -> tuple[Any, Any]:
+    """``fn`` of the CKA matrices of one or more ``Sums``, and its 95 % interval, by a bootstrap over groups.
+
+    For numbers that jump, such as ranks, counts and places of a maximum: leaving one group out often changes none of
+    them, so that their jackknife error is zero. Here groups are drawn with replacement, the same ones for all
+    ``sums``, which are of the same images, and the interval goes from the 2.5 % to the 97.5 % quantile
+    (Efron & Tibshirani 1993). ``fn`` may return a number or an array of K; the interval is (low, high) or (K, 2).
+    Raises ValueError where the sums have not the same groups, or fewer than two.
+    """
+    groups = np.flatnonzero(sums[0].batches)
+    if len(groups) < 2 or any(not np.array_equal(groups, np.flatnonzero(other.batches)) for other in sums):
+        raise ValueError(
+            "a bootstrap needs two groups of batches or more, the same ones on all sides; use more batches"
+        )
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(times):
+        weights = np.bincount(rng.choice(groups, len(groups)), minlength=len(sums[0].batches))
+        draws.append(np.asarray(fn(*(one.cka(weights=weights) for one in sums)), dtype=float))
+    value = np.asarray(fn(*(one.cka() for one in sums)), dtype=float)
+    ends = np.stack(np.quantile(np.stack(draws), [0.025, 0.975], axis=0), -1)
+    return (value, ends) if value.ndim else (float(value), tuple(map(float, ends)))
 
 
 class MinibatchCKA(Metric):

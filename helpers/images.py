@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -69,9 +69,10 @@ def scene_images(count: int, split: str = "test", corpus: scenes.Corpus | None =
 def folder_images(path: str | Path, size: int = 224, limit: int | None = None, seed: int = 0) -> ImageSet:
     """All images below a folder, in an order shuffled by ``seed``; the label is the number of the sub-folder.
 
-    An image that is already ``size`` × ``size`` is taken as it is; any other is resized on its shorter
-    side to size / 0.875 and cropped in the middle. The order is shuffled because CKA needs the batches
-    to mix the classes. The hash covers the names and the bytes of the files.
+    Photographs are turned upright as their EXIF orientation says. An image that is already ``size`` × ``size``
+    is taken as it is; any other is resized on its shorter side to size / 0.875 and cropped in the middle. The
+    order is shuffled because CKA needs the batches to mix the classes. The hash covers the names and the bytes
+    of the files.
 
     Raises ValueError if there is no such folder, no image in it or a limit below 1, and, when it is read,
     for a file that is no image, naming the file.
@@ -92,7 +93,7 @@ def folder_images(path: str | Path, size: int = 224, limit: int | None = None, s
         file = files[position]
         try:
             with Image.open(file) as picture:
-                return pil_to_tensor(_crop(picture.convert("RGB"), size)), classes[file.parent]
+                return pil_to_tensor(_crop(picture, size)), classes[file.parent]
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these
             raise ValueError(f"cannot read {file} as an image ({error}); mend it or remove it") from error
 
@@ -111,7 +112,7 @@ def torchvision_images(dataset: Dataset, size: int = 224, limit: int | None = No
 
     def get(position: int) -> tuple[torch.Tensor, int]:
         picture, label = dataset[order[position]]
-        return pil_to_tensor(_crop(picture.convert("RGB"), size)), int(label)
+        return pil_to_tensor(_crop(picture, size)), int(label)
 
     name = type(dataset).__name__
     pinned = hashlib.sha256(repr((name, len(dataset), order)).encode()).hexdigest()
@@ -129,8 +130,8 @@ def batches(images: Dataset, batch: int, workers: int = 0) -> DataLoader:
 def normalise(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Images (B, 3, H, W), uint8 or float in [0, 1], as the model was trained to see them, float32.
 
-    Mean, standard deviation and size are those of ``model.pretrained_cfg``, which timm's models and
-    the zoo's carry. Raises ValueError where they are missing or the size is another one.
+    Mean and standard deviation are those of ``model.pretrained_cfg``, which timm's models and the zoo's carry. Raises
+    ValueError where they are missing, and where the model takes images of another size (``image_size``).
     """
     config = getattr(model, "pretrained_cfg", None) or {}
     if "mean" not in config or "std" not in config:
@@ -138,17 +139,38 @@ def normalise(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
             f"{type(model).__name__} does not say how its input is normalised: set model.pretrained_cfg = "
             "{'mean': (r, g, b), 'std': (r, g, b), 'input_size': (3, H, W)}"
         )
-    wanted = tuple(config.get("input_size", images.shape[1:]))
-    if tuple(images.shape[1:]) != wanted:
-        raise ValueError(
-            f"{type(model).__name__} takes images of shape {wanted} and was given {tuple(images.shape[1:])}; "
-            f"make the image set with size={wanted[-1]}, or create the model with img_size={images.shape[-1]}"
-        )
+    wanted, given = (3, *(image_size(model) or images.shape[2:])), tuple(images.shape[1:])
+    if given != wanted:
+        other = f"create the model with img_size={given[-1]}"
+        if _embedding(model) is None:
+            other = f"if it takes these too, set model.pretrained_cfg['input_size'] = {given}"
+        remedy = f"make the image set with size={wanted[-1]}, or {other}" if given[0] == 3 else "convert them to RGB"
+        raise ValueError(f"{type(model).__name__} takes images of shape {wanted} and was given {given}; {remedy}")
     device = next(model.parameters()).device
     images = images.to(device)
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     mean, std = (_channels(config[key], device) for key in ("mean", "std"))
     return (images - mean) / std
+
+
+def image_size(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width in px of the images that a model takes; None where it takes any, as timm's ResNets do.
+
+    The size that its patch embedding was made for, where it has one; otherwise that of ``model.pretrained_cfg``,
+    unless timm says there that it is not fixed.
+    """
+    embed, config = _embedding(model), getattr(model, "pretrained_cfg", None)
+    if embed is not None:
+        return tuple(embed.img_size) if getattr(embed, "strict_img_size", True) else None
+    if not config or "input_size" not in config or not config.get("fixed_input_size", True):
+        return None
+    return tuple(config["input_size"][1:])
+
+
+def _embedding(model: nn.Module) -> nn.Module | None:
+    """The patch embedding of a model that has one made for a size: a transformer's, or a Mixer's stem."""
+    embed = getattr(model, "patch_embed", getattr(model, "stem", None))
+    return embed if getattr(embed, "img_size", None) is not None else None
 
 
 def _channels(values: Sequence[float], device: torch.device) -> torch.Tensor:
@@ -165,7 +187,8 @@ def _shuffled(items: Iterable, limit: int | None, seed: int) -> list:
 
 
 def _crop(picture: Image.Image, size: int) -> Image.Image:
-    """``picture`` itself if it is size × size, otherwise its middle."""
+    """``picture``, upright as its EXIF says and in RGB: itself if it is size × size, otherwise its middle."""
+    picture = ImageOps.exif_transpose(picture).convert("RGB")
     if picture.size == (size, size):
         return picture
     scale = size / CROP_SHARE / min(picture.size)

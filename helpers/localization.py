@@ -25,7 +25,7 @@ from helpers.hsic import GROUPS, LEAST, Sums, gram_row
 from helpers.images import ImageSet, batches, normalise
 from helpers.positions import Centres, positions
 from helpers.probes import OUTPUTS
-from helpers.taps import Tap, capture, taps_for
+from helpers.taps import Tap, capture, evaluating, taps_for
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ def token_patches(
 
     ``images``: an ``ImageSet`` or a tensor (N, 3, H, W) uint8, read in batches of ``batch``; a last one below 4 images
     is left out. ``places``: taps, by default the output of each block. ``shuffle``: a seed for the control. The memory
-    that is needed grows with T n², not with the number of images.
+    that is needed grows with T n², not with the number of images. The model is run in eval mode, and its modes are
+    restored.
 
     Raises ``ValueError`` for places without positions, more positions than pixels can be told apart, no batch of 4
     images, activations that are not finite.
@@ -197,7 +198,7 @@ def token_patches(
         raise ValueError(f"CKA needs a batch of at least {LEAST} images; got {len(images)} in batches of {batch}")
     loader = images.split(batch) if isinstance(images, Tensor) else batches(images, batch)
     counts = np.zeros((2, GROUPS), dtype=np.int64)  # batches, images
-    with Centres(model) as centres, capture(model, places, compare) as out:
+    with evaluating(model), Centres(model) as centres, capture(model, places, compare) as out:
         for index, part in enumerate(tqdm(loader, desc="tokens and patches", unit="batch", disable=not progress)):
             part = part[0] if isinstance(part, (tuple, list)) else part
             if len(part) < LEAST:

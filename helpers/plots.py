@@ -19,7 +19,6 @@ GROUND = "#fcfcfa"
 INK = "#222222"
 MAP = "viridis"  # perceptually uniform, and legible in grey
 WIDTH = 5.6  # inches; small beside the text in it, so that this is still legible on a phone
-VERDICT_COLOURS = {"holds": "#00618f", "fails": "#a63c00", "inconclusive": "#f0c75e", "not testable here": "#5c5c5c"}
 MODEL_COLOURS = {"ViT": "#0173b2", "ResNet": "#de8f05", "Mixer": "#029e73", "control": "#949494"}
 
 
@@ -188,14 +187,15 @@ def line_band(
     names: rename them to what the reader is to see.
     """
     ax = ax or plt.subplots()[1]
-    style = {"style": hue} if hue else {}
+    style, before = {"style": hue} if hue else {}, len(ax.lines)
     sns.lineplot(
         table, x=x, y=y, hue=hue, palette=palette, markers=markers and hue is not None, markersize=7,
         marker="o" if markers and hue is None else None, errorbar=None, ax=ax, **style,
     )  # fmt: skip
     if error is not None:
-        groups = table.groupby(hue, sort=False) if hue else [(None, table)]
-        colours = [line.get_color() for line in ax.lines]
+        numbers = hue and pd.api.types.is_numeric_dtype(table[hue])  # which seaborn draws in their order
+        groups = table.groupby(hue, sort=numbers) if hue else [(None, table)]
+        colours = [line.get_color() for line in ax.lines[before:]]
         for (_, group), colour in zip(groups, colours, strict=False):
             group = group.sort_values(x)
             if isinstance(error, str):

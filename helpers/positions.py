@@ -1,17 +1,37 @@
 """An activation as positions: whatever a network's layout, tokens of a grid, and prefix tokens apart from them.
 
-Transformers hand over (n, prefix + h · w, d), convolutional networks maps (n, d, h, w), Swins maps (n, h, w, d). What
-is asked of one position of a network (which patch does it resemble, what can a probe read from it) is asked of all of
-them in the same way once they are (n, h · w, d). ``Centres`` says where in the image each of them lies.
+Transformers hand over (n, prefix + h · w, d), convolutional networks maps (n, d, h, w), Swins and a few others
+(n, h, w, d). What is asked of one position of a network (which patch does it resemble, what can a probe read from it)
+is asked of all of them in the same way once they are (n, h · w, d). ``Centres`` says where in the image each of them
+lies.
 """
 
 import math
 from dataclasses import dataclass
 
+from timm.models.gcvit import GlobalContextVit
+from timm.models.hiera import Hiera
+from timm.models.hieradet_sam2 import HieraDet
+from timm.models.mambaout import MambaOut
+from timm.models.sequencer import Sequencer2d
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
+from timm.models.tiny_vit import TinyVit
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
+
+CHANNELS_LAST = (  # their blocks hand over (n, h, w, d)
+    SwinTransformer,
+    SwinTransformerV2,
+    SwinTransformerV2Cr,
+    VisionTransformerSAM,
+    MambaOut,
+    Sequencer2d,
+    GlobalContextVit,
+)
+UNKNOWN = (Hiera, HieraDet, TinyVit)  # tokens in the order of windows, or layouts that change from stage to stage
 
 
 @dataclass(frozen=True)
@@ -31,16 +51,30 @@ def prefix_tokens(model: nn.Module) -> int:
     return 0 if token is None else token.shape[1]
 
 
+def has_class_token(model: nn.Module) -> bool:
+    """Whether the first of the prefix tokens is a class token (CLS), and not a register."""
+    return bool(getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None))
+
+
 def positions(model: nn.Module, x: Tensor, grid: tuple[int, int] | None = None) -> Positions:
     """The positions of an activation ``x`` of ``model``: of a map (n, d, h, w) or of tokens (n, p + h · w, d).
 
     ``grid``: average the positions down to this many (rows, columns), as maps of early stages are before they are
     compared with the last; tokens and maps alike.
 
-    Raises ``ValueError`` for an activation with no positions left, and for tokens that make up no grid.
+    ``x``: of networks with channels last (Swin, SAM, …) what a block hands over; a few have the channels first
+    elsewhere, as between the stages of SwinTransformerV2Cr or after SAM's neck.
+
+    Raises ``ValueError`` for an activation with no positions left, for tokens that make up no grid, and for networks
+    of which the layout is not known (Hiera, TinyVit).
     """
+    if isinstance(model, UNKNOWN):
+        raise ValueError(
+            f"{type(model).__name__}: layout not known, so it cannot be said which token lies where; take a network "
+            "whose tokens or maps go row by row (ViT, Swin, ResNet, …)"
+        )
     if x.ndim == 4:
-        if isinstance(model, (SwinTransformer, SwinTransformerV2)):
+        if isinstance(model, CHANNELS_LAST):
             x = x.permute(0, 3, 1, 2)
         have, prefix, cells = tuple(x.shape[2:]), x[:, :0, 0, :0], x
     elif x.ndim == 3:

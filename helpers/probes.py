@@ -20,8 +20,8 @@ from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 from helpers.images import batches, normalise
-from helpers.positions import positions
-from helpers.taps import Tap, capture, taps_for
+from helpers.positions import has_class_token, positions
+from helpers.taps import Tap, capture, evaluating, taps_for
 
 L2S = tuple(10.0**k for k in range(-1, 6))
 OUTPUTS = ("resid_post", "block")  # kinds of taps: the output of each full block, as in the paper
@@ -283,15 +283,16 @@ def features(
 ) -> dict[str, dict[str, Tensor]]:
     """Read-outs of all images at each place, in one pass: read-out → place → features.
 
-    ``images``: an ``ImageSet``, or a tensor (N, 3, H, W) uint8. ``read_outs``: "cls" (the first prefix token), "first
-    token" (the patch at the upper left), "mean token" (the mean over patches, or over the positions of a map), each
-    (N, D); "tokens" (patches or positions, T of them), (T, N, D). ``places``: taps; by default each block's output.
+    ``images``: an ``ImageSet``, or a tensor (N, 3, H, W) uint8. ``read_outs``: "cls" (the class token), "first token"
+    (the patch at the upper left), "mean token" (the mean over patches, or over the positions of a map), each (N, D);
+    "tokens" (patches or positions, T of them), (T, N, D). ``places``: taps; by default each block's output.
     ``grid``: for "tokens", average the positions down to so many rows and columns, such as those of a ResNet's last
     stage. (The paper also splits early maps into patches, to little effect; here they are only averaged.) ``which``:
     the numbers of the tokens or positions to keep, instead of all.
 
-    Reduced inside the hook and kept as ``dtype`` (float16 halves what "tokens" take). Raises ``ValueError`` for an
-    unknown read-out, "cls" of a model without such a token, and features that are not finite.
+    Reduced inside the hook and kept as ``dtype`` (float16 halves what "tokens" take). The model is run in eval mode,
+    and its modes are restored. Raises ``ValueError`` for an unknown read-out, "cls" of a model without such a token,
+    and features that are not finite.
     """
     read_outs = [read_outs] if isinstance(read_outs, str) else list(read_outs)
     if unknown := sorted(set(read_outs) - set(READ_OUTS)):
@@ -301,7 +302,7 @@ def features(
 
     def reduce(x: Tensor) -> dict[str, Tensor]:
         at = positions(model, x)
-        if "cls" in read_outs and not at.prefix.shape[1]:
+        if "cls" in read_outs and not (has_class_token(model) and at.prefix.shape[1]):
             raise ValueError(f"{type(model).__name__} has no CLS token here; read its mean token")
         parts = {
             "cls": lambda: at.prefix[:, 0],
@@ -313,7 +314,7 @@ def features(
 
     kept = {name: {tap.name: [] for tap in places} for name in read_outs}
     loader = images.split(batch) if isinstance(images, Tensor) else batches(images, batch)
-    with capture(model, places, reduce) as out:
+    with evaluating(model), capture(model, places, reduce) as out:
         for part in tqdm(loader, desc="features", unit="batch", disable=not progress):
             model(normalise(model, part[0] if isinstance(part, (tuple, list)) else part))
             for place, found in out.items():

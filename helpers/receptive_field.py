@@ -88,14 +88,18 @@ def effective_receptive_fields(
 
     The parameters' ``requires_grad`` and the modules' modes are restored.
 
-    Raises ValueError for images that are no batch or fewer than groups, for channels below 1, for an activation
-    that is neither a feature map nor a grid of tokens, and for gradients that are zero or not finite.
+    Raises ValueError for images that are no batch or fewer than groups, for channels below 1, for a length below the
+    number of places that are read, for an activation that is neither a feature map nor a grid of tokens, and for
+    gradients that are zero or not finite.
     """
     if images.ndim != 4 or not 0 < groups <= len(images):
         raise ValueError(f"at least {groups} images (N, 3, H, W) are needed for {groups} groups; got {images.shape}")
     if channels is not None and channels < 1:
         raise ValueError(f"channels is a number of channels, at least 1, or None for all; got {channels}")
     taps = taps_for(model, [*STREAM, *BRANCHES]) if taps is None else taps
+    last = sum(tap.kind in STREAM for tap in taps) - 1
+    if length is not None and length < last:
+        raise ValueError(f"{last} places after the first are read, more than the {length} that length says there are")
     modes = {module: module.training for module in model.modules()}
     frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
     size = tuple(images.shape[-2:])
@@ -131,10 +135,9 @@ def effective_receptive_fields(
     if bad := [tap.name for tap, m in zip(taps, mass.tolist(), strict=True) if not (np.isfinite(m) and m > 0)]:
         raise ValueError(f"the gradients of {', '.join(bad)} are zero or not finite, so there is no receptive field")
     rows, reached = [], 0
-    last = sum(tap.kind in STREAM for tap in taps) - 1 if length is None else length
     for tap, (_, grid) in zip(taps, shapes.values(), strict=True):
         centre = [known.centre(n, n // 2, side, axis) for axis, (n, side) in enumerate(zip(grid, size, strict=True))]
-        rows.append((tap.name, tap.kind, reached / max(last, 1), *centre))
+        rows.append((tap.name, tap.kind, reached / max(length or last, 1), *centre))
         reached += tap.kind in STREAM
     places = pd.DataFrame(rows, columns=["name", "kind", "depth", "row", "column"])
     return ReceptiveFields(sums / counts[:, None, None, None], counts, places)

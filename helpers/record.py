@@ -1,14 +1,14 @@
 """Measurements on ImageNet-trained models and photographs, kept in ``data/recorded`` (``make record``).
 
-    make record WEIGHTS=folder IMAGES=folder
+    make record WEIGHTS=folder IMAGES=folder MODELS="a ViT, a ResNet, any others"
 
 ``WEIGHTS`` is a folder with ``cards.json`` and ``weights/`` (or nothing, for timm's hub), ``IMAGES`` any folder of
-photographs. Each recording is a file of numbers with a sidecar that says what it was made from; no weight
-and no image is stored. ``recorded_cka(name)`` gives a recorded heat-map back, with its errors and controls.
+photographs, ``MODELS`` the names of models, by default those of ``MODELS`` below. Each recording is a file of numbers
+with a sidecar that says what it was made from; no weight and no image is stored. ``recorded_cka(name)`` gives a
+recorded heat-map back, with its errors and controls.
 """
 
 import argparse
-import hashlib
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import Subset
 from tqdm import tqdm
 
 from helpers import record_attention, record_layers, record_spatial, results, zoo
 from helpers.cka import CKAResult, MinibatchCKA, cka_heatmap, gram_row
 from helpers.hsic import row_of_gram
 from helpers.images import ImageSet, batches, folder_images, normalise
+from helpers.positions import prefix_tokens
 from helpers.structure import STREAM
 from helpers.taps import Tap, capture, taps_for
 from helpers.tokens import VIEWS, statistics, views
@@ -38,10 +38,7 @@ LARGE, SMALL = 1024, 128  # batches of claim R30
 def recorded_cka(name: str, where: str | Path | None = None) -> tuple[CKAResult, dict[str, Any]]:
     """A recorded CKA heat-map and its sidecar. Raises as ``results.read``; ValueError if the arrays are not its own."""
     _, sidecar = results.read(name, where or results.RECORDED)
-    file = Path(where or results.RECORDED) / f"{name}.safetensors"
-    if _sha256(file) != sidecar["arrays"]:
-        raise ValueError(f"{file} is not the file its sidecar describes; restore it, or run `make record` again")
-    return CKAResult.load(file), sidecar
+    return CKAResult.load(results.arrays(name, where)), sidecar
 
 
 def similarity(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
@@ -52,19 +49,23 @@ def similarity(networks: dict[str, nn.Module], images: ImageSet, where: Path, **
 
 def twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     """The same for the untrained twins of the first two models: what architecture and images alone bring about."""
-    images = _first(images, CONTROL_IMAGES)
+    images = images.first(CONTROL_IMAGES)
     networks = dict(list(networks.items())[:2])
     result = cka_heatmap(networks, batches(images, BATCH), STREAM, progress=True)
     _write("similarity_untrained", result, "CKA between all layers of the untrained twins", images, where, **notes)
 
 
 def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """CKA of parts of the ViT's tokens (``tokens.VIEWS``) with each other and with the ResNet-50; the parts' sizes."""
-    images = _first(images, CONTROL_IMAGES)
+    """CKA of parts of the ViT's tokens (``tokens.VIEWS``) with each other and with the ResNet-50; the parts' sizes.
+
+    A ViT without prefix tokens has no part of its own for them.
+    """
+    images = images.first(CONTROL_IMAGES)
     (vit_name, vit), (resnet_name, resnet) = list(networks.items())[:2]
     taps, blocks = taps_for(vit, STREAM), taps_for(resnet, STREAM)
-    metric, sizes = MinibatchCKA(len(VIEWS) * len(taps) + len(blocks)), []
-    prefix = vit.num_prefix_tokens
+    prefix, sizes = prefix_tokens(vit), []
+    seen = [view for view in VIEWS if prefix or view != "CLS token"]
+    metric = MinibatchCKA(len(seen) * len(taps) + len(blocks))
 
     def parts(x: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         return torch.stack([gram_row(part) for part in views(x, prefix).values()]), statistics(x, prefix)
@@ -77,7 +78,7 @@ def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **note
             metric.update(torch.cat([rows.flatten(0, 1), torch.stack(list(resnet_out.values()))]))
             sizes += [{"tap": tap.name, **vit_out[tap.name][1]} for tap in taps]
     places = [
-        (f"{vit_name}, {view}", tap.name, tap.kind, i / (len(taps) - 1)) for view in VIEWS for i, tap in enumerate(taps)
+        (f"{vit_name}, {view}", tap.name, tap.kind, i / (len(taps) - 1)) for view in seen for i, tap in enumerate(taps)
     ]
     places += [(resnet_name, tap.name, tap.kind, i / (len(blocks) - 1)) for i, tap in enumerate(blocks)]
     _write(
@@ -118,7 +119,7 @@ def batch_sizes(networks: dict[str, nn.Module], images: ImageSet, where: Path, *
 
     A small batch's Gram matrix is a block on the diagonal of a large one's, so one pass serves both.
     """
-    images = _first(images, CONTROL_IMAGES)
+    images = images.first(CONTROL_IMAGES)
     networks = dict(list(networks.items())[:2])
     taps = {name: taps_for(network, STREAM) for name, network in networks.items()}
     places = [
@@ -173,13 +174,6 @@ RECORDINGS = {
 UNTRAINED = ("twins", "token_patches_untrained")  # recordings of networks with random weights
 
 
-def _first(images: ImageSet, count: int) -> ImageSet:
-    """The first ``count`` images of a set, described as such."""
-    if len(images) <= count:
-        return images
-    return ImageSet(count, Subset(images, range(count)).__getitem__, {**images.describe(), "first_of": len(images)})
-
-
 def _result(metric: MinibatchCKA, places: list[tuple], batch: int) -> CKAResult:
     """The sums of a metric as a result; ``places`` are (model, name, kind, depth) of its rows."""
     sums, everything = metric.sums(), np.arange(len(places))
@@ -194,11 +188,7 @@ def _write(name: str, result: CKAResult, what: str, images: ImageSet, where: Pat
     where.mkdir(parents=True, exist_ok=True)
     file = result.save(where / f"{name}.safetensors")
     about = {"what": what, "units": {"depth": "share of the model's taps"}, "images": images.describe(), "where": where}
-    results.write(name, result.taps, **about, cka=result.info, arrays=_sha256(file), **notes)
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    results.write(name, result.taps, **about, cka=result.info, arrays=results.sha256(file), **notes)
 
 
 def main() -> None:
@@ -214,6 +204,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="number of images (all by default)")
     parser.add_argument("--out", type=Path, default=results.RECORDED, help="folder to write to (data/recorded)")
     given = parser.parse_args()
+    if len(given.models) < 2 and not given.only:
+        parser.error("recordings compare models: name a ViT and a ResNet at least, or choose what to record in --only")
     only = given.only or [name for name in RECORDINGS if name != "probes" or given.train_images]
     more = {}
     if "probes" in only:
@@ -226,12 +218,12 @@ def main() -> None:
         name: {key: value for key, value in zoo.local_card(name, given.weights).items() if key != "file"}
         for name in given.models
     }
+    notes = {"models": cards, "recorded": date.today().isoformat(), "code": results.code_version()}
     for name in only:
         loaded = {
             model: load(model, pretrained=name not in UNTRAINED).to(memory_format=torch.channels_last)
             for model in given.models
         }
-        notes = {"models": cards, "recorded": date.today().isoformat()}
         RECORDINGS[name](loaded, images, given.out, **more.get(name, {}), **notes)
 
 

@@ -3,7 +3,6 @@
 ``helpers.record`` makes them with the others (``make record``).
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,14 @@ FIELD_SIZE = 56  # side of a stored map
 SKIP_IMAGES = 1024
 EVERY = 4  # of a very deep network only every fourth block is read
 MANY_BLOCKS = 40
+LENGTH = {"resnet50": 16, "resnet152": 50}  # residual blocks of networks that may lack their last ones
 
 
 def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """Effective receptive fields of each place and branch (Raghu et al. 2021, Figures 6 and C.1 to C.4)."""
+    """Effective receptive fields of each place and branch (Raghu et al. 2021, Figures 6 and C.1 to C.4).
+
+    Depth runs along the complete network, of which every block counts, read or not.
+    """
     images = images.first(FIELD_IMAGES)
     pictures = torch.stack([images[i][0] for i in range(len(images))])
     patch = next((m.patch_embed.patch_size[0] for m in networks.values() if hasattr(m, "patch_embed")), 16)
@@ -37,20 +40,21 @@ def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Pa
     for name, network in tqdm(networks.items(), desc="receptive fields", unit="model"):
         blocks = taps_for(network, ["stem", "block"]) if not hasattr(network, "patch_embed") else []
         taps = [*blocks[:1], *blocks[EVERY::EVERY]] if len(blocks) > MANY_BLOCKS else None
-        fields = effective_receptive_fields(network, pictures, taps, channels=FIELD_CHANNELS)
-        if taps:  # depth counts all blocks, read or not
-            fields.places["depth"] = [blocks.index(tap) / (len(blocks) - 1) for tap in taps]
+        length = LENGTH.get(name)
+        fields = effective_receptive_fields(network, pictures, taps, channels=FIELD_CHANNELS, length=length)
+        if taps:
+            fields.places["depth"] = [blocks.index(tap) / (length or len(blocks) - 1) for tap in taps]
         tables.append(fields.table(patch).assign(model=name))
         small = adaptive_avg_pool2d(fields.mean(), FIELD_SIZE)
         arrays[name] = (small / small.mean((1, 2), keepdim=True)).half().contiguous()
     where.mkdir(parents=True, exist_ok=True)
     save_file(arrays, where / "receptive_fields.safetensors")
-    units = {"depth": "share of the model's places", "radius": "px", "share": "1"} | dict.fromkeys(
+    units = {"depth": "share of the complete network's places", "radius": "px", "share": "1"} | dict.fromkeys(
         ("row", "column"), "px"
     )
     about = {"images": images.describe(), "groups": GROUPS, "channels": FIELD_CHANNELS, "patch": patch, "seed": 0}
     what = "Effective receptive fields: radius of half the mass and share of the central patch, by group left out"
-    arrays_hash = _sha256(where / "receptive_fields.safetensors")
+    arrays_hash = results.sha256(where / "receptive_fields.safetensors")
     table = pd.concat(tables, ignore_index=True)
     results.write("receptive_fields", table, what=what, units=units, where=where, arrays=arrays_hash, **about, **notes)
 
@@ -80,13 +84,6 @@ def recorded_fields(where: str | Path | None = None) -> tuple[pd.DataFrame, dict
 
     Raises as ``results.read`` does; ValueError if the maps are not the sidecar's own.
     """
-    folder = Path(where or results.RECORDED)
-    table, sidecar = results.read("receptive_fields", folder)
-    file = folder / "receptive_fields.safetensors"
-    if _sha256(file) != sidecar["arrays"]:
-        raise ValueError(f"{file} is not the file its sidecar describes; restore it, or run `make record` again")
-    return table, {name: maps.float() for name, maps in load_file(file).items()}, sidecar
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    table, sidecar = results.read("receptive_fields", where or results.RECORDED)
+    maps = load_file(results.arrays("receptive_fields", where))
+    return table, {name: of_model.float() for name, of_model in maps.items()}, sidecar

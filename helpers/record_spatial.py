@@ -1,6 +1,5 @@
 """Recordings of spatial information: which patch a token resembles, and what a linear probe reads from it."""
 
-import hashlib
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,29 +11,24 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from helpers import results
-from helpers.images import ImageSet
+from helpers.images import ImageSet, normalise
 from helpers.localization import PixelTokens, table, token_patches
-from helpers.positions import prefix_tokens
+from helpers.positions import has_class_token, positions
 from helpers.probes import OUTPUTS, features, interval, probe_scores
-from helpers.taps import taps_for, taps_named
+from helpers.record_layers import LENGTH
+from helpers.taps import capture, evaluating, taps_for, taps_named
 
 BATCH = 160  # 2,560 images make sixteen groups for the jackknife
 IMAGES = 2560
-LENGTH = {"resnet50": 16, "resnet152": 50}  # residual blocks of networks that may lack their last ones
 PATCH = 16  # of the control: pixels against themselves
 MANY = 6  # blocks at most of a ResNet's last stage
-GRID = 14  # rows of positions from which single ones are taken for probes
 SHOTS, DRAWS = 10, 10
 TRUE = "ILSVRC2012_val_"  # how files are named that were not in ImageNet's training set
 
 
 def recorded_arrays(name: str, where: str | Path | None = None) -> dict[str, np.ndarray]:
     """The arrays of a recording. Raises as ``results.read``; ValueError if they are not those of its sidecar."""
-    sidecar = results.read(name, where or results.RECORDED)[1]
-    file = Path(where or results.RECORDED) / f"{name}.safetensors"
-    if _sha256(file) != sidecar["arrays"]:
-        raise ValueError(f"{file} is not the file its sidecar describes; restore it, or run `make record` again")
-    return load_file(file)
+    return load_file(results.arrays(name, where))
 
 
 def localisation(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
@@ -68,16 +62,19 @@ def _localise(name: str, networks: dict[str, nn.Module], images: ImageSet, where
 def probes(networks: dict[str, nn.Module], images: ImageSet, where: Path, train: ImageSet, **notes: Any) -> None:
     """Ridge probes over depth (Fig. 11), of the ViT and the ResNet-50: learnt on ``train``, scored on ``images``.
 
+    Single tokens are taken from the coarsest grid of positions among the places read, to which finer ones are averaged.
     Scored on all images, and apart on those that were in no training set of ImageNet ("true validation"); and once more
     learnt from and scored on such images alone ("true only").
     """
     (y, old), (test_y, new) = (_labels(data) for data in (train, images))
     rows, kept = [], {"true validation": new.numpy()}
-    some = [int(GRID * row + column) for row in _spread(GRID) for column in _spread(GRID)]
-    read = {"grid": (GRID, GRID), "which": some, "batch": BATCH, "dtype": torch.float16, "progress": True}
-    for label, network in list(networks.items())[:2]:
+    networks = dict(list(networks.items())[:2])
+    grid = _coarsest(networks, images[0][0])
+    some = [int(grid[1] * row + column) for row in _spread(grid[0]) for column in _spread(grid[1])]
+    read = {"grid": grid, "which": some, "batch": BATCH, "dtype": torch.float16, "progress": True}
+    for label, network in networks.items():
         places, depths = _blocks(label, network)
-        reads = ["mean token", "tokens", *(["cls"] if prefix_tokens(network) else [])]
+        reads = ["mean token", "tokens", *(["cls"] if has_class_token(network) else [])]
         x, test_x = (features(network, data, reads, places, **read) for data in (train, images))
         for name, place, shots in product(reads, range(len(places)), (SHOTS, None)):
             at, few = places[place].name, {"shots": shots, "draws": DRAWS}
@@ -95,13 +92,32 @@ def probes(networks: dict[str, nn.Module], images: ImageSet, where: Path, train:
                 rows.append({**about, "accuracy": float(part.mean()), "low": low, "high": high})
             kept[f"{label}/{at}/{name}/{shots or 'full'}"] = hits.numpy().astype(np.float16)
     what = f"Accuracy of ridge probes over depth, learnt from {SHOTS} images a class ({DRAWS} draws) and from all"
-    about = {"train": train.describe(), "single_tokens": some, "true_validation": [int(old.sum()), int(new.sum())]}
+    about = {
+        "train": train.describe(),
+        "grid": grid,
+        "single_tokens": some,
+        "true_validation": [int(old.sum()), int(new.sum())],
+    }
     _write("probes", pd.DataFrame(rows), kept, what, images, where, **about, **notes)
 
 
 def _spread(count: int) -> np.ndarray:
-    """Four of ``count`` rows, spread over them evenly without the rim."""
-    return np.linspace(1, count - 2, 4).round().astype(int)
+    """Four of ``count`` rows, spread over them evenly without the rim; fewer where there are no four inside."""
+    return np.unique(np.linspace(1, count - 2, 4).round().astype(int).clip(0, count - 1))
+
+
+@torch.inference_mode()
+def _coarsest(networks: dict[str, nn.Module], image: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of the coarsest grid of positions among the blocks of all networks, of an image (3, H, W)."""
+    grids = []
+    for label, network in networks.items():
+        with (
+            evaluating(network),
+            capture(network, _blocks(label, network)[0], lambda x, own=network: positions(own, x).grid) as out,
+        ):
+            network(normalise(network, image[None]))
+        grids += out.values()
+    return min(rows for rows, _ in grids), min(columns for _, columns in grids)
 
 
 def _labels(images: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,9 +142,5 @@ def _write(
     save_file(arrays, file)
     units = {column: "patches" if column == "displacement" else "1" for column in rows.select_dtypes("float")}
     results.write(
-        name, rows, what=what, units=units, images=images.describe(), where=where, arrays=_sha256(file), **notes
+        name, rows, what=what, units=units, images=images.describe(), where=where, arrays=results.sha256(file), **notes
     )
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

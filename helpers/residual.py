@@ -21,8 +21,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from helpers.images import normalise
-from helpers.positions import prefix_tokens
-from helpers.taps import Tap, capture, taps_for
+from helpers.positions import has_class_token, prefix_tokens
+from helpers.taps import Tap, capture, evaluating, taps_for
 
 BRANCHES = ("attn", "mlp", "both")
 
@@ -186,7 +186,7 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
     axis = -1 if layers[0].branch != "block" else 1  # of the channels
     prefix = prefix_tokens(model)
     tokens = {"all": slice(None), "CLS": slice(0, 1), "patches": slice(prefix, None)}
-    if not (prefix and getattr(model, "has_class_token", True)):
+    if not (prefix and has_class_token(model)):
         tokens.pop("CLS")
     sums: list = [0.0] * len(layers)
     whole = torch.zeros(len(layers), groups, len(tokens), dtype=torch.double)
@@ -202,30 +202,24 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
         waiting.clear()
         return found
 
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        skips = capture(model, [layer.skip for layer in layers], lambda x: pair("skip", x))
-        longs = capture(model, [layer.long for layer in layers], lambda x: pair("long", x))
-        with skips as skip, longs as long:
-            for index, batch in enumerate(loader):
-                batch = batch[0] if isinstance(batch, (tuple, list)) else batch
-                model(normalise(model, batch))
-                group = index % groups
-                images[group] += len(batch)
-                for i, layer in enumerate(layers):
-                    each, one = skip[layer.skip.name] or long[layer.long.name]
-                    if not torch.isfinite(each).all() or not each[-1].any():
-                        raise ValueError(f"{layer.name}: the branch is zero or not finite, so it has no ratio")
-                    if index == 0:
-                        sums[i] = torch.zeros(groups, *each.shape, dtype=torch.double)
-                    sums[i][group] += each
-                    whole[i, group] += one
-            if not images.sum():
-                raise ValueError("no images to measure the skips on")
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    skips = capture(model, [layer.skip for layer in layers], lambda x: pair("skip", x))
+    longs = capture(model, [layer.long for layer in layers], lambda x: pair("long", x))
+    with evaluating(model), skips as skip, longs as long:
+        for index, batch in enumerate(loader):
+            batch = batch[0] if isinstance(batch, (tuple, list)) else batch
+            model(normalise(model, batch))
+            group = index % groups
+            images[group] += len(batch)
+            for i, layer in enumerate(layers):
+                each, one = skip[layer.skip.name] or long[layer.long.name]
+                if not torch.isfinite(each).all() or not each[-1].any():
+                    raise ValueError(f"{layer.name}: the branch is zero or not finite, so it has no ratio")
+                if index == 0:
+                    sums[i] = torch.zeros(groups, *each.shape, dtype=torch.double)
+                sums[i][group] += each
+                whole[i, group] += one
+        if not images.sum():
+            raise ValueError("no images to measure the skips on")
     return SkipRatios(layers, sums, list(whole), images, tokens)
 
 

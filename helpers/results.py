@@ -56,6 +56,8 @@ def write(
     has none. ``models``: names of zoo models, whose weights' sha256 is looked up, or a mapping from any model's name
     to what is known of it. ``images``: the ``describe()`` of an image set. ``where``: another folder than
     ``folder()``, for instance ``RECORDED``. Anything else that can be written as JSON is kept as it is.
+    ``code``: a ``code_version()`` from before, for a run that writes several tables of a folder under version control,
+    which with the first of them is changed.
 
     Raises:
         ValueError: a name that is no such path, an index that is not 0 … N−1, a column of floats without a unit,
@@ -82,7 +84,7 @@ def write(
         "seed": seed,
         **provenance,
         "versions": versions(),
-        "code": code_version(),
+        "code": provenance.get("code") or code_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "sha256": _sha256(text),
     }
@@ -110,6 +112,23 @@ def read(name: str, where: str | Path | None = None) -> tuple[pd.DataFrame, dict
         raise ValueError(f"{path} and its sidecar are out of step (sha256 differs); {_remedy(name, where)}")
     table = pd.read_csv(StringIO(text), keep_default_na=False, na_values=["NaN"])
     return table, sidecar
+
+
+def arrays(name: str, where: str | Path | None = None) -> Path:
+    """The file of arrays that a recording keeps beside its table, as ``arrays`` in the sidecar pins it.
+
+    ``where``: another folder than ``RECORDED``. Raises as ``read``; ValueError if the file is not the sidecar's own.
+    """
+    folder = Path(where or RECORDED)
+    file, sidecar = folder / f"{name}.safetensors", read(name, folder)[1]
+    if not file.exists() or sha256(file) != sidecar.get("arrays"):
+        raise ValueError(f"{file} is not the file its sidecar describes; restore it, or run `make record` again")
+    return file
+
+
+def sha256(file: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal digits."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def recorded(name: str) -> tuple[pd.DataFrame, dict[str, Any]]:

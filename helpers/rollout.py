@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from helpers.attention import CHUNK, attention_maps, attentions, evaluating, grid_of
+from helpers.attention import CHUNK, attention_maps, attentions, grid_of
 from helpers.hsic import GROUPS
 from helpers.images import normalise
+from helpers.positions import has_class_token
+from helpers.taps import evaluating
 
 
 def attention_rollout(maps: Iterable[Tensor]) -> list[Tensor]:
@@ -53,7 +55,7 @@ def rollout_maps(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> 
     networks with windows or stages.
     """
     names, parts = attentions(model), []
-    first = getattr(model, "cls_token", None) is not None
+    first = has_class_token(model)
     with evaluating(model), attention_maps(model, partial(torch.mean, dim=1)) as maps:
         for batch in batches:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import norm, spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.cka import CKAResult
 from helpers.probes import OUTPUTS, interval
-from helpers.structure import STREAM, Places, between
-from helpers.taps import Tap, taps_for
+from helpers.structure import Places, between
 
 LEAST = 2  # places of the smaller group of a split
 LOW, HIGH = slice(0, 3), slice(-3, None)  # blocks of R28: 0 to 2 and, of eight, 5 to 7
@@ -122,18 +121,6 @@ def mixer(matrix: np.ndarray, network: Places, vit: Places, resnet: Places) -> n
     """R29: kinship to the ViT over the ResNet, contrast of the split minus the ViT's, and the split's depth; (3,)."""
     contrast, depth = split(matrix, network)
     return np.array([kinship(matrix, network, vit, resnet), contrast - split(matrix, vit)[0], depth])
-
-
-def place_at(model: nn.Module, depth: float) -> Tap:
-    """The place of a complete network at a depth: its number, from 0, over that of the last place (R26 and R27).
-
-    Raises ``ValueError`` for a depth outside 0 to 1, or one that falls between two places.
-    """
-    places = taps_for(model, STREAM)
-    number = depth * (len(places) - 1)
-    if not 0 <= depth <= 1 or not math.isclose(number, round(number), abs_tol=1e-6):
-        raise ValueError(f"no place of {type(model).__name__} lies at depth {depth}: it has {len(places)} places")
-    return places[round(number)]
 
 
 def probe_difference(a: Tensor, b: Tensor) -> tuple[float, tuple[float, float]]:

@@ -91,7 +91,8 @@ def contrast(matrix: np.ndarray, network: Places, resnet: Places) -> float:
 
 def best_depth(matrix: np.ndarray, vit: Places, resnet: Places) -> np.ndarray:
     """For each place of the ResNet the depth of the ViT place with the highest CKA, shape (resnet places,)."""
-    return vit.depth[between(matrix, resnet, vit).argmax(1)]
+    found = between(matrix, resnet, vit)  # a place that does not vary (NaN) matches nothing
+    return vit.depth[np.where(np.isnan(found), -np.inf, found).argmax(1)]
 
 
 def half_way(matrix: np.ndarray, vit: Places, resnet: Places) -> np.ndarray:

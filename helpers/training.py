@@ -14,6 +14,7 @@ such matrices (its kernels have four axes), so there AdamW does it all.
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -187,7 +188,7 @@ def training_scenes(corpus: Corpus, count: int, work: Path = WORK) -> tuple[torc
                 drawing = pool.map(_draw, [corpus] * len(parts), parts)
                 drawn = list(tqdm(drawing, total=len(parts), desc="rendering", unit="k scenes"))
         for file, arrays in zip(files, zip(*drawn, strict=True), strict=True):
-            temporary = file.with_suffix(".tmp.npy")
+            temporary = file.with_suffix(f".{os.getpid()}.tmp.npy")  # another process may render the same
             np.save(temporary, np.concatenate(arrays))
             temporary.replace(file)
     images, labels = (torch.from_numpy(np.load(file, mmap_mode="c")) for file in files)

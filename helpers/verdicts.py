@@ -22,13 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from helpers import results
+from helpers.jackknife import quantile
 from helpers.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, Part, load, number
-
-COVERAGE = 0.95
-GROUPS = 16  # jackknife groups, see helpers.cka: Student's t with one degree of freedom less
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,8 @@ class Measured:
 
     def __str__(self) -> str:
         unit = f" {self.part.unit}" if self.part.unit else ""
-        ends = "" if self.low == self.high else f" ({interval_text(self.low, self.high)})"
-        return f"{value_text(self.value, self.low, self.high)}{ends}{unit}"
+        ends = interval_text(self.low, self.high)
+        return f"{value_text(self.value, self.low, self.high)} ({ends}){unit}"
 
 
 @dataclass(frozen=True)
@@ -80,22 +77,22 @@ def record(
     chapter: str,
     n: int | None = None,
     note: str = "",
-    groups: int = GROUPS,
+    groups: int | None = None,
 ) -> Verdict:
     """Hold what a chapter measured against a claim, keep it for the scoreboard, and return the verdict.
 
     ``value``: the statistic; for a claim of several parts a mapping from part to statistic, or a sequence in the order
     of the parts, and ``stderr`` or ``interval`` likewise. ``stderr``: a jackknife standard error over ``groups``
-    groups; the interval is then value ± t · stderr, with t the 97.5 % quantile of Student's distribution with
-    groups − 1 degrees of freedom. ``interval``: the 95 % interval itself, say of a bootstrap over images. ``figure``:
-    the name of the figure that shows it (``fig-…``). ``n``: the independent units behind it, images or seeds.
+    groups; the interval is then value ± t · stderr (``jackknife.quantile``). ``interval``: the 95 % interval itself,
+    say of a bootstrap. ``figure``: the name of the figure that shows it (``fig-…``). ``n``: the independent units
+    behind it, images or seeds.
 
     Recording a claim again replaces the former record of this chapter; other chapters' records are never touched.
 
     Raises:
         ValueError: an unknown claim or track, a track on which the claim cannot be tested, a claim of another
             chapter or one that is only planned, parts that are not the claim's, a value that is not finite, no
-            uncertainty or two of them.
+            uncertainty or two of them, a stderr without its number of groups.
     """
     claims = load()
     if claim_id not in claims:
@@ -115,10 +112,12 @@ def record(
         raise ValueError(f"{claim_id}: figure is the name of one of the chapter's figures, 'fig-…'; got {figure!r}")
     if (stderr is None) == (interval is None):
         raise ValueError(f"{claim_id}: give the uncertainty of its value, as stderr or as interval")
+    if stderr is not None and groups is None:
+        raise ValueError(f"{claim_id}: say over how many groups its stderr was taken: groups=…")
     numbers = {}
     for part, single in _by_part(claim, value, "value").items():
         if stderr is not None:
-            reach = float(_by_part(claim, stderr, "stderr")[part]) * stats.t.ppf((1 + COVERAGE) / 2, groups - 1)
+            reach = float(_by_part(claim, stderr, "stderr")[part]) * quantile(groups)
             low, high = float(single) - reach, float(single) + reach
         else:
             low, high = map(float, _by_part(claim, interval, "interval")[part])

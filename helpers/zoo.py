@@ -12,7 +12,6 @@ Three kinds of model answer to a name:
 """
 
 import difflib
-import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers.catalogue import BASELINE, ZOO, Card, build
+from helpers.results import sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "data" / "zoo"
@@ -68,7 +68,7 @@ def save(card: Card, model: nn.Module, measured: dict) -> None:
     state = {key: value.detach().cpu().half().contiguous() for key, value in model.state_dict().items()}
     temporary = FOLDER / f"{card.name}.tmp"  # nothing under the final names until it is whole, the card last
     save_file(state, temporary)
-    stored = {**asdict(card), "sha256": _sha256(temporary), **measured}
+    stored = {**asdict(card), "sha256": sha256(temporary), **measured}
     temporary.replace(_weights_file(card.name))
     temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     temporary.replace(_card_file(card.name))
@@ -168,7 +168,7 @@ def _untrained(name: str, seed: int) -> nn.Module:
 def _load_state(model: nn.Module, file: Path, expected: str | None, remedy: str) -> None:
     if not file.exists():
         raise FileNotFoundError(f"no weights at {file}; {remedy}")
-    if expected and _sha256(file) != expected:
+    if expected and sha256(file) != expected:
         raise OSError(f"the weights in {file} are not those of their card (sha256 differs); {remedy}")
     try:
         state = load_file(file)
@@ -201,10 +201,6 @@ def _read(file: Path, remedy: str) -> dict:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no text
         raise OSError(f"{file} cannot be read ({error}); {remedy}") from error
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _nearest(name: str, known) -> str:

@@ -104,7 +104,7 @@ def test_fused_attention_and_hooks_are_put_back_after_an_error():
         ("convnext_atto", {}, "no attention"),
         ("mixer_s32_224", {}, "no attention"),
         ("xcit_nano_12_p16_224", {"depth": 1}, "channels"),
-        ("cait_xxs24_224", {"depth": 1}, "sum to one|CaiT|Cait"),
+        ("cait_xxs24_224", {"depth": 1}, "sum to one"),
     ],
 )
 def test_models_without_maps_over_positions_say_so(name, options, message):
@@ -228,5 +228,12 @@ def test_the_patches_that_are_looked_at(name):
         assert torch.allclose(torch.tensor(found.to_numpy()).float(), wanted, atol=1e-6)
     norm = torch.tensor(table[table["block"] == 1]["norm"].to_numpy()).float()
     assert torch.allclose(norm, out["blocks.0"][:, prefix:].norm(dim=-1).mean(0), rtol=1e-4)
-    with pytest.raises(ValueError, match="windows"):
-        attended_patches(made("swin_tiny_patch4_window7_224"), [torch.rand(1, 3, 112, 112)])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("swin_tiny_patch4_window7_224", "windows"), ("pit_ti_224", "4 to 49 patches.*one grid")]
+)
+def test_patches_that_are_looked_at_need_one_grid(name, message):
+    model = made(name)
+    with pytest.raises(ValueError, match=message):
+        attended_patches(model, batched(model, 2))

@@ -320,3 +320,9 @@ def test_the_longest_chapter_is_executed_first(small, executed):
     execution.write_state(small, state)
     execution.execute(small, jobs=1)
     assert executed[2:] == ["02_answer", "01_line"]  # by what the last build noted
+
+
+def test_a_scoreboard_is_not_made_while_a_chapter_has_not_recorded_its_claims(tmp_path):
+    assert "R1" in book.generated_pages(tmp_path, ["book/scoreboard"])["book/scoreboard"]
+    with pytest.raises(BookError, match="no record of R1 on scenes.*delete build/executed"):
+        book.generated_pages(tmp_path, ["book/scoreboard", "notebooks/02_representation"])

@@ -56,10 +56,10 @@ SMALL = {
         "families": {
             "ViT": ["vit-data10", "vit-data3", "vit-short", "vit-data30"],
             "small ViT": ["vit-small", "vit-small-data3", "vit-small-data10", "vit-small-data30"],
-            "ResNet": ["resnet-data3", "resnet-data10", "resnet-data30", "resnet-short"],
+            "ResNet": ["resnet-data3", "resnet-data10", "resnet-data30", "resnet-seed1"],
         },
         "second": {"ViT": "vit-data3", "small ViT": "vit-small", "ResNet": "resnet-data3"},
-        "main": {"ViT": "vit-seed1", "ResNet": "resnet-seed1"},
+        "main": "vit-seed1",
         "other": "vit",
         "images": 96,
         "fewer": 64,

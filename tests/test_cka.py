@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from helpers.cka import (
     CKAResult,
     MinibatchCKA,
+    bootstrap,
     center_gram,
     cka,
     cka_heatmap,
@@ -192,6 +194,8 @@ def test_dtypes():
     assert abs(float(row_x @ row_y / (row_x.norm() * row_y.norm())) - cka(x, y)) < 5e-3
     whole = torch.randint(0, 255, (50, 30), dtype=torch.uint8)
     assert math.isclose(cka(whole, whole.double() * 2), 1, abs_tol=1e-5)
+    halves = (gram_row(z, dtype=torch.bfloat16) for z in (whole, whole.float()))
+    torch.testing.assert_close(*halves)  # whole numbers do not wrap around
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -199,16 +203,22 @@ def test_dtypes():
 def test_a_representation_that_does_not_vary_has_no_cka(dtype, value):
     dead, alive = torch.full((50, 700), value, dtype=dtype), normal(50, 7, dtype=dtype)
     for x, y in ((dead, alive), (alive, dead), (dead, dead)):
-        assert math.isnan(cka(x, y)) and math.isnan(feature_space_linear_cka(x - value, y - value))
-        assert math.isnan(cka(x, y, debiased=False))
+        for form, debiased in itertools.product((cka, feature_space_linear_cka), (True, False)):
+            assert math.isnan(form(x, y, debiased=debiased))
 
 
-def test_too_few_or_different_images_are_errors():
+def test_too_few_or_different_images_and_values_that_are_not_finite_are_errors():
     for form in (cka, feature_space_linear_cka):
         with pytest.raises(ValueError, match="at least 4 images, not 3"):
             form(normal(3, 5), normal(3, 5))
         with pytest.raises(ValueError, match="these are 6 and 7 images"):
             form(normal(6, 5), normal(7, 5))
+        for value in (math.nan, math.inf):
+            spoilt = normal(6, 5)
+            spoilt[2, 3] = value
+            for x, y in ((spoilt, normal(6, 5)), (normal(6, 5), spoilt.numpy())):
+                with pytest.raises(ValueError, match="NaN or infinite"):
+                    form(x, y)
     with pytest.raises(ValueError, match="6 and 7"):
         hsic_unbiased(normal(6, 6), normal(7, 7))
     with pytest.raises(ValueError, match="square"):
@@ -335,6 +345,25 @@ def test_jackknife_error_is_the_spread_of_repeated_draws(batches):
         values.append(value)
         errors.append(error)
     assert 0.8 < math.sqrt(np.mean(np.square(errors))) / np.std(values) < 1.35
+
+
+def test_the_bootstrap_agrees_with_the_jackknife_where_that_works_and_has_an_interval_where_it_does_not():
+    shared, *noise = torch.randn(3, 16, 64, 4, generator=torch.Generator().manual_seed(0))
+    metric = MinibatchCKA(3)
+    for batch in torch.stack([shared, shared + 0.8 * noise[0], shared + 0.8 * noise[1]], 1):
+        metric.update(torch.stack([gram_row(layer) for layer in batch]))
+    sums = metric.sums()
+    value, (low, high) = bootstrap(lambda matrix: matrix[0, 1], sums)
+    again, stderr = sums.statistic(lambda matrix: matrix[0, 1])
+    assert value == again and (high - low) / 2 == pytest.approx(1.96 * stderr, rel=0.2)
+    nearest = lambda matrix: [matrix[0, 1:].argmax(), matrix[0, 1:].max()]  # noqa: E731
+    values, ends = bootstrap(nearest, sums)
+    assert ends.shape == (2, 2) and ends[0].tolist() == [0, 1]  # the two are too close to tell
+    assert (ends[:, 0] <= values).all() and (values <= ends[:, 1]).all()
+    same, (low, high) = bootstrap(lambda a, b: (a - b).max(), sums, sums)  # the same groups on both sides
+    assert same == low == high == 0
+    with pytest.raises(ValueError, match="use more batches"):
+        bootstrap(lambda a, b: 0.0, sums, replace(sums, batches=np.eye(16, dtype=int)[0]))
 
 
 # ---- Whole networks -----------------------------------------------------------------------------

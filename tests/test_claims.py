@@ -21,7 +21,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def record(claim="R2", track="scenes", value=0.1, stderr=0.01, **more):
-    return claims.record(claim, track, value, stderr, **{"figure": "fig-within", "chapter": CHAPTER, **more})
+    given = {"figure": "fig-within", "chapter": CHAPTER} | ({} if stderr is None else {"groups": 16}) | more
+    return claims.record(claim, track, value, stderr, **given)
 
 
 # The file
@@ -204,6 +205,7 @@ def test_parts_come_by_name_or_in_their_order(folder):
         ({"chapter": "03_attention"}, "assigned to chapter 02_representation"),
         ({"figure": "within"}, "figure is the name"),
         ({"stderr": None}, "give the uncertainty"),
+        ({"groups": None}, "over how many groups"),
         ({"interval": (0, 1)}, "give the uncertainty"),
         ({"value": float("nan")}, "not a finite interval"),
         ({"stderr": float("inf")}, "not a finite interval"),
@@ -258,7 +260,7 @@ def test_records_are_judged_by_the_claims_as_they_are_now(folder, tmp_path, monk
 def test_numbers_are_shown_as_far_as_they_are_known(folder):
     assert str(record("R2", value=0.31234, stderr=0.01).parts[0]) == "0.312 (0.291 to 0.334)"
     assert str(record("R2", value=-0.31234, stderr=0.1).parts[0]) == "−0.31 (−0.53 to −0.10)"
-    assert str(record("R2", value=0.75, stderr=0.0).parts[0]) == "0.750"
+    assert str(record("R2", value=0.75, stderr=0.0).parts[0]) == "0.750 (0.750 to 0.750)"
     assert registry.number(-0.04, 1) == "0.0" and registry.number(1024) == "1024"
     assert str(record("R6", value=-0.3, stderr=0.01)).startswith(
         "R6 on scenes: holds. −0.300 (−0.321 to −0.279), asked for <\N{NO-BREAK SPACE}0"

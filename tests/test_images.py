@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import nn
+from torchvision.datasets import ImageFolder
 
-from helpers import images
+from helpers import images, zoo
 from helpers.scenes import Corpus, render, split
 
 
@@ -66,6 +68,16 @@ def test_the_description_of_scenes_pins_corpus_split_and_count():
 
 
 # --- folders
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    upright, exif = picture(16, 16), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the camera was turned: to be shown a quarter turn clockwise
+    (tmp_path / "ant").mkdir()
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "ant" / "turned.png", exif=exif)
+    wanted = torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    assert torch.equal(images.folder_images(tmp_path, size=16)[0][0], wanted)
+    assert torch.equal(images.torchvision_images(ImageFolder(tmp_path), size=16)[0][0], wanted)
 
 
 def test_a_folder_gives_all_its_images_as_uint8_rgb(folder):
@@ -203,6 +215,30 @@ def test_normalise_says_what_does_not_fit():
     small = Normalised(mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(3, 16, 16))
     with pytest.raises(ValueError, match=r"takes images of shape \(3, 16, 16\) and was given \(3, 8, 8\).*size=16"):
         images.normalise(small, pixels)
+
+
+def test_the_size_that_counts_is_the_one_the_network_was_made_for():
+    pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    small = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+    vit = timm.create_model("vit_tiny_patch16_224", **small)
+    with pytest.raises(ValueError, match=r"\(3, 224, 224\) and was given \(3, 64, 64\).*with img_size=64"):
+        images.normalise(vit, pixels)
+    takes = [
+        timm.create_model("vit_tiny_patch16_224", img_size=64, **small),  # what the error says
+        timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True, **small),
+        timm.create_model("mixer_s32_224", img_size=64),
+        timm.create_model("resnet10t"),
+    ]
+    assert [images.image_size(model) for model in takes] == [(64, 64), None, (64, 64), None]
+    for model in takes:
+        model(images.normalise(model, pixels))
+    with pytest.raises(ValueError, match=r"takes images of shape \(3, 64, 64\)"):
+        images.normalise(takes[0], torch.zeros(1, 3, 224, 224))
+    with pytest.raises(ValueError, match=r"was given \(1, 64, 64\); convert them to RGB"):
+        images.normalise(takes[3], pixels[:, :1])
+    zoos = zoo.load("resnet", pretrained=False)
+    with pytest.raises(ValueError, match=r"takes images of shape \(3, 64, 64\).*input_size'\] = \(3, 224, 224\)"):
+        images.normalise(zoos, torch.zeros(1, 3, 224, 224))
 
 
 def test_the_first_images_of_a_set(tmp_path):

@@ -60,6 +60,16 @@ def test_it_is_cka_of_a_token_and_a_patch():
     assert halves.sums.batches.sum() == 2 and halves.sums.images.sum() == 64
 
 
+def test_the_mode_of_the_network_does_not_matter_and_is_put_back():
+    model, images = network("resnet10t")
+    places = taps_for(model, ["block"])[-1:]
+    wanted, state = token_patches(model, images, places), {k: v.clone() for k, v in model.state_dict().items()}
+    found = token_patches(model.train(), images, places)
+    np.testing.assert_allclose(*(one[places[0].name].matrix for one in (found, wanted)), atol=1e-6)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
 def test_rows_of_all_tokens_equal_those_of_one_after_another():
     x = 50 + torch.randn(20, 6, 9, dtype=torch.float64)
     x[:, 3] = 7.3  # the same for all images

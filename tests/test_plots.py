@@ -10,7 +10,7 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 
-from helpers import claims, plots  # noqa: E402
+from helpers import plots  # noqa: E402
 
 VIT = ["embed", *(f"blocks.{i}.{kind}" for i in range(12) for kind in ("resid_mid", "resid_post"))]
 RESNET = ["stem", *(f"layer{stage + 1}.{block}" for stage, count in enumerate((3, 4, 6)) for block in range(count))]
@@ -102,16 +102,25 @@ def test_lines_have_bands_of_the_errors_given():
     assert ax.collections[0].get_paths()[0].get_extents().ymax == pytest.approx(0.95)
     ax = plots.line_band(one, plt.figure().subplots(), x="depth", y="CKA", error=("low", "high"))
     assert ax.collections[0].get_paths()[0].get_extents().ymax == 1
-    two = pd.concat([one.assign(model="b"), one.assign(model="a", CKA=0.3)])  # not in the alphabet's order
-    ax = plots.line_band(two, plt.figure().subplots(), x="depth", y="CKA", error="error", hue="model")
-    for line, band, middle in zip(ax.lines, ax.collections, (0.5, 0.3), strict=False):
-        assert line.get_ydata()[1] == pytest.approx(middle)
-        assert band.get_facecolor()[0, :3] == pytest.approx(to_rgb(line.get_color()))
-        assert band.get_paths()[0].get_extents().ymin == pytest.approx(min(line.get_ydata()) - 0.05)
+    for first, second in (("b", "a"), (3, 2)):  # not in the order of the alphabet, or of numbers
+        two = pd.concat([one.assign(model=first), one.assign(model=second, CKA=0.3)])
+        ax = plots.line_band(two, plt.figure().subplots(), x="depth", y="CKA", error="error", hue="model")
+        assert sorted(line.get_ydata()[1] for line in ax.lines[:2]) == pytest.approx([0.3, 0.5])
+        for line, band in zip(ax.lines, ax.collections, strict=False):
+            assert band.get_facecolor()[0, :3] == pytest.approx(to_rgb(line.get_color()))
+            assert band.get_paths()[0].get_extents().ymin == pytest.approx(min(line.get_ydata()) - 0.05)
     assert (
         len({line.get_linestyle() for line in ax.lines[:2]}) == 2
         or len({line.get_marker() for line in ax.lines[:2]}) == 2
     )
+
+
+def test_bands_have_the_colours_of_their_own_lines_on_axes_that_hold_others():
+    one = pd.DataFrame({"depth": [0.0, 1.0], "CKA": [0.9, 0.1], "error": 0.05})
+    ax = plt.subplots()[1]
+    ax.axhline(0.5, color="black")
+    plots.line_band(one, ax, x="depth", y="CKA", error="error")
+    assert ax.collections[0].get_facecolor()[0, :3] == pytest.approx(to_rgb(ax.lines[1].get_color())) != [0, 0, 0]
 
 
 def test_heads_are_sorted_and_uniform_attention_is_drawn():
@@ -130,8 +139,3 @@ def test_images_in_a_grid():
         plots.scene_grid(images, ["a", "b"])
     with pytest.raises(ValueError, match="images are"):
         plots.scene_grid(np.zeros((8, 8, 3)))
-
-
-def test_verdicts_have_the_same_colours_in_figures_and_on_pages():
-    for word, colour in plots.VERDICT_COLOURS.items():
-        assert claims.BADGES[word][1] == colour

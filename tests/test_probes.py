@@ -8,9 +8,9 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 
 from helpers import probes, scenes, zoo
 from helpers.images import scene_images
-from helpers.positions import positions, prefix_tokens
+from helpers.positions import CHANNELS_LAST, positions, prefix_tokens
 from helpers.probes import L2S, few_shot, fit, interval, probe_accuracy, probe_error, probe_scores, ridge
-from helpers.taps import taps_for, taps_named
+from helpers.taps import capture, taps_for, taps_named
 
 
 def drawn(*shape, seed=0, dtype=torch.float64):
@@ -179,6 +179,8 @@ NETWORKS = {  # name → prefix tokens, positions of the last block
     "deit_tiny_distilled_patch16_224": (2, 16),
     "vit_base_patch16_siglip_gap_224": (0, 16),
     "vit_small_patch14_reg4_dinov2": (5, 16),
+    "vit_medium_patch16_reg4_gap_256": (4, 16),  # registers, and no class token
+    "vit_medium_patch16_rope_reg1_gap_256": (1, 16),  # an Eva
     "beit_base_patch16_224": (1, 16),
     "pit_ti_224": (1, None),
     "swin_tiny_patch4_window7_224": (0, None),
@@ -216,7 +218,7 @@ def test_read_outs_of_every_kind_of_network(name):
     assert tokens.shape[1] == 6 and tokens.shape[0] == (count or tokens.shape[0])
     torch.testing.assert_close(found["mean token"][last[0].name], tokens.mean(0))
     assert torch.equal(found["first token"][last[0].name], tokens[0])
-    if prefix:
+    if prefix and "_gap_" not in name:
         assert probes.features(model, images, ["cls"], last)["cls"][last[0].name].shape == (6, tokens.shape[-1])
     else:
         with pytest.raises(ValueError, match="has no CLS token"):
@@ -232,6 +234,55 @@ def test_read_outs_are_the_networks_own():
         seen = probes.features(model, images, [read_out], places)[read_out]["norm"]
         with torch.inference_mode():
             torch.testing.assert_close(model.head(seen), model(probes.normalise(model, images)))
+
+
+def test_features_do_not_depend_on_mode_or_batch_and_change_nothing():
+    model, images = network("resnet10t")
+    wanted = probes.features(model, images, ["mean token"])["mean token"]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train().layer1.eval()
+    modes = [module.training for module in model.modules()]
+    found = probes.features(model, images, ["mean token"], batch=2)["mean token"]
+    for place in wanted:
+        torch.testing.assert_close(found[place], wanted[place])
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+LAST = {  # networks with channels last → options that make them small
+    "swin_tiny_patch4_window7_224": {"img_size": 64, "window_size": 4, "embed_dim": 24},
+    "swinv2_tiny_window8_256": {"img_size": 64, "window_size": 4, "embed_dim": 24},
+    "swinv2_cr_tiny_ns_224": {"img_size": 64, "window_size": 4, "embed_dim": 24},
+    "samvit_base_patch16": {"img_size": 96, "embed_dim": 48, "num_heads": 3, "depth": 2},
+    "mambaout_femto": {},
+    "sequencer2d_s": {},
+    "gcvit_xxtiny": {"img_size": 64, "window_size": (2, 2, 2, 2), "window_ratio": None},
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_positions_of_networks_with_channels_last(name):
+    """The token that changes most lies where the image changes, at the left below the middle."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **LAST[name]).eval()
+    first = taps_for(model, probes.OUTPUTS)[:1]
+    size = LAST[name].get("img_size", 64)
+    images = torch.rand(1, 3, size, size).repeat(2, 1, 1, 1)
+    images[1, :, 5 * size // 8 : 6 * size // 8, size // 8 : 2 * size // 8] += 1
+    with torch.inference_mode(), capture(model, first, lambda x: (positions(model, x), x.shape)) as out:
+        model(images)
+    at, shape = out[first[0].name]
+    assert isinstance(model, CHANNELS_LAST) and at.grid == shape[1:3] and at.tokens.shape[-1] == shape[3]
+    row, column = divmod(int((at.tokens[1] - at.tokens[0]).norm(dim=-1).argmax()), at.grid[1])
+    assert ((row + 0.5) / at.grid[0], (column + 0.5) / at.grid[1]) == pytest.approx((11 / 16, 3 / 16), abs=0.12)
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "sam2_hiera_tiny", "tiny_vit_5m_224"])
+def test_networks_of_unknown_layout_are_refused(name):
+    model = timm.create_model(name)
+    for x in (torch.zeros(2, 49, 8), torch.zeros(2, 7, 7, 8)):
+        with pytest.raises(ValueError, match="layout not known"):
+            positions(model, x)
 
 
 def test_maps_are_averaged_to_a_grid():

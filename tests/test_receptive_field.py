@@ -243,6 +243,15 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
         jackknife(len, table.drop(columns="left_out"))
 
 
+def test_depth_runs_along_the_complete_network():
+    model = timm.create_model("test_resnet", zero_init_last=False)
+    taps = taps_for(model, ["stem", "block"])
+    found = of(model, pictures(2, 64), taps, length=16).places
+    assert list(found["depth"]) == [i / 16 for i in range(len(taps))]
+    with pytest.raises(ValueError, match=f"{len(taps) - 1} places after the first are read, more than the 2"):
+        of(model, pictures(2, 64), taps, length=2)
+
+
 def test_bad_input_is_named():
     model = vit()
     with pytest.raises(ValueError, match="at least 16 images"):

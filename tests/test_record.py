@@ -5,6 +5,7 @@ The last needs the weights and the photographs: set VIT_BOOK_WEIGHTS and VIT_BOO
 
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from helpers import record, record_attention, record_layers, record_spatial, results, structure, zoo
-from helpers.images import batches, folder_images, normalise
+from helpers.images import ImageSet, batches, folder_images, normalise
 from helpers.localization import hit_rate
 from helpers.record import recorded_cka
 from helpers.structure import STREAM
@@ -40,8 +41,14 @@ def test_recorded_heat_maps_hang_together(name):
     np.testing.assert_allclose(np.diag(matrix)[alive], 1)
     assert np.abs(matrix[np.ix_(alive, alive)]).max() < 1 + 1e-6
     assert result.n_images >= 2560 and result.estimator.startswith("HSIC, unbiased")
-    assert len(sidecar["images"]["sha256"]) == 64 and sidecar["code"]["commit"] and not sidecar["code"]["dirty"]
+    assert len(sidecar["images"]["sha256"]) == 64
     assert all({"source", "complete", "trained_on"} <= set(card) for card in sidecar["models"].values())
+
+
+@pytest.mark.parametrize("name", results.names(results.RECORDED))
+def test_recordings_were_made_from_code_under_version_control(name):
+    code = results.recorded(name)[1]["code"]
+    assert code["commit"] and not code["dirty"], f"record {name} again from a clean commit"
 
 
 def test_the_map_covers_every_place_and_its_control_is_zero():
@@ -63,14 +70,17 @@ def test_token_sizes_are_those_of_the_tapped_places():
 
 def test_recorded_layers_hang_together():
     fields, maps, sidecar = record_layers.recorded_fields()
-    assert sidecar["images"]["count"] >= 32 and not sidecar["code"]["dirty"]
+    assert sidecar["images"]["count"] >= 32
+    depth = fields[fields["left_out"] < 0].set_index(["model", "name"])["depth"]
+    assert depth["resnet50", "layer3.5"] == pytest.approx(13 / 16)  # along the complete network
+    assert depth["resnet152", "layer3.32"] == pytest.approx(44 / 50) and depth["resnet50", "stem"] == 0
     assert fields["share"].between(0, 1).all() and (fields["radius"] > 0).all()
     for name, rows in fields[fields["left_out"] < 0].groupby("model"):
         assert maps[name].shape == (len(rows), 56, 56) and torch.allclose(
             maps[name].mean((1, 2)), torch.tensor(1.0), atol=1e-2
         )
     skips, sidecar = results.recorded("skip_ratios")
-    assert sidecar["images"]["count"] >= 1024 and not sidecar["code"]["dirty"]
+    assert sidecar["images"]["count"] >= 1024
     assert skips.groupby(["model", "sublayer", "tokens"])["left_out"].nunique().eq(17).all()
     whole = skips[skips["left_out"] < 0]
     assert whole[whole["tokens"] == "all"].groupby("model").size().to_dict() == {
@@ -89,7 +99,6 @@ def test_recorded_maps_of_tokens_and_patches():
     table, sidecar = results.recorded("token_patches")
     maps = record_spatial.recorded_arrays("token_patches")
     assert set(table["left_out"]) == set(range(-1, 16)) and sidecar["images"]["count"] >= 2560
-    assert not sidecar["code"]["dirty"]
     for row in table[table["left_out"] < 0].itertuples():
         assert hit_rate(maps[f"{row.model}/{row.place}"].astype(float), (14, 14)) == pytest.approx(
             row.hit_rate, abs=0.02
@@ -101,7 +110,7 @@ def test_recorded_probes_are_the_means_of_what_was_right():
     table, sidecar = results.recorded("probes")
     hits = record_spatial.recorded_arrays("probes")
     true = hits["true validation"]
-    assert sidecar["true_validation"][1] == true.sum() and not sidecar["code"]["dirty"]
+    assert sidecar["true_validation"][1] == true.sum()
     for row in table[table["images"] != "true only"].itertuples():
         right = hits[f"{row.model}/{row.place}/{row.read_out}/{row.shots}"].astype(float)
         right = right[:, true] if row.images == "true validation" else right
@@ -139,8 +148,10 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch
         monkeypatch.setattr(record_layers, name, value)
     for name, value in {"SUBSET_IMAGES": 16, "ROLLOUT_IMAGES": 8, "GROUPS": 4}.items():
         monkeypatch.setattr(record_attention, name, value)
-    for name, value in {"BATCH": 8, "GRID": 5, "SHOTS": 2, "DRAWS": 2}.items():
+    for name, value in {"BATCH": 8, "SHOTS": 2, "DRAWS": 2}.items():
         monkeypatch.setattr(record_spatial, name, value)
+    versions = iter([{"commit": "of the start", "dirty": False}])  # the first file that is written changes the folder
+    monkeypatch.setattr(results, "code_version", lambda: next(versions))
     arguments = [
         "--weights",
         str(reader),
@@ -193,11 +204,99 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch
     probed, sidecar = results.read("probes", reader / "out")
     assert set(probed["read_out"]) == {"cls", "mean token", "tokens"} and sidecar["train"]["count"] == 18
     assert probed["accuracy"].between(0, 1).all() and (probed["low"] <= probed["high"]).all()
+    assert sidecar["grid"] == [5, 5]  # of the ResNet's last stage; the ViT has 10 × 10 patches
+    assert sidecar["code"] == {"commit": "of the start", "dirty": False}
     (reader / "out" / "similarity.safetensors").write_bytes(
         (reader / "out" / "token_similarity.safetensors").read_bytes()
     )
     with pytest.raises(ValueError, match="not the file its sidecar describes"):
         recorded_cka("similarity", reader / "out")
+
+
+def noise(count: int) -> ImageSet:
+    """Images of two classes, 64 × 64."""
+
+    def get(i: int) -> tuple[torch.Tensor, int]:
+        return torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)), i % 2
+
+    return ImageSet(count, get, {"source": "noise"}, [f"{i}.png" for i in range(count)], [i % 2 for i in range(count)])
+
+
+def pair(patch: int = 16, cut: bool = False, **options) -> dict:
+    """A small ViT of another kind, and a ResNet: complete, with 2 × 2 positions in the end, or cut after 4 × 4."""
+    torch.manual_seed(0)
+    vit = timm.create_model("test_vit", img_size=64, patch_size=patch, depth=2, **options)
+    resnet = timm.create_model("test_resnet", zero_init_last=False)
+    if cut:
+        resnet.layer4 = resnet.fc = torch.nn.Identity()
+    for model in (vit, resnet):
+        model.eval().pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_size": (3, 64, 64)}
+    return {"vit": vit, "resnet": resnet}
+
+
+@pytest.mark.parametrize(
+    ("options", "grid", "reads"),
+    [
+        ({"patch": 16}, [2, 2], {"cls"}),
+        ({"patch": 32}, [2, 2], {"cls"}),
+        ({"patch": 8, "cut": True}, [4, 4], {"cls"}),
+        ({"class_token": False, "global_pool": "avg"}, [2, 2], set()),
+        ({"class_token": False, "global_pool": "avg", "reg_tokens": 2}, [2, 2], set()),
+    ],
+)
+def test_probes_of_networks_with_other_grids_and_tokens(options, grid, reads, tmp_path, monkeypatch):
+    for name, value in {"BATCH": 8, "SHOTS": 2, "DRAWS": 2}.items():
+        monkeypatch.setattr(record_spatial, name, value)
+    record_spatial.probes(pair(**options), noise(12), tmp_path, train=noise(24))
+    table, sidecar = results.read("probes", tmp_path)
+    assert sidecar["grid"] == grid and max(sidecar["single_tokens"]) < grid[0] * grid[1]
+    assert len(set(sidecar["single_tokens"])) == len(sidecar["single_tokens"])
+    assert set(table["read_out"]) == {"mean token", "tokens"} | reads
+
+
+def test_the_rows_and_columns_of_single_tokens_are_those_of_the_stored_recording():
+    assert list(record_spatial._spread(14)) == [1, 5, 8, 12] and list(record_spatial._spread(7)) == [1, 2, 4, 5]
+    assert list(record_spatial._spread(2)) == [0, 1] and list(record_spatial._spread(1)) == [0]
+
+
+@pytest.mark.parametrize(("registers", "seen"), [(0, len(VIEWS) - 1), (2, len(VIEWS))])
+def test_tokens_of_a_vit_without_class_token(registers, seen, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "BATCH", 8)
+    networks = pair(class_token=False, global_pool="avg", reg_tokens=registers)
+    record.tokens(networks, noise(16), tmp_path)
+    result, _ = recorded_cka("token_similarity", tmp_path)
+    assert len(result.models) == seen + 1 and ("vit, CLS token" in result.models) == (registers > 0)
+    fixed = (result.taps["model"] == "vit, CLS token") & (result.taps["name"] == "embed")  # the same for all images
+    assert (np.isnan(np.diag(result.matrix)) == fixed).all()
+    sizes, _ = results.read("token_sizes", tmp_path)
+    assert sizes["cls_norm"].isna().all() == (registers == 0) and sizes["median_norm"].notna().all()
+
+
+def test_depths_of_receptive_fields_run_along_the_complete_network(tmp_path, monkeypatch):
+    for name, value in {"FIELD_IMAGES": 16, "FIELD_CHANNELS": 1, "LENGTH": {"resnet": 8}}.items():
+        monkeypatch.setattr(record_layers, name, value)
+    networks = {"resnet": pair(cut=True)["resnet"]}
+    blocks = taps_for(networks["resnet"], ["block"])
+    for many, read in ((40, range(1, len(blocks) + 1)), (2, range(4, len(blocks) + 1, 4))):
+        monkeypatch.setattr(record_layers, "MANY_BLOCKS", many)
+        record_layers.receptive_fields(networks, noise(16), tmp_path)
+        table, _, _ = record_layers.recorded_fields(tmp_path)
+        depth = table[(table["left_out"] < 0) & (table["kind"] == "block")]["depth"]
+        np.testing.assert_allclose(depth, [i / 8 for i in read])
+
+
+@pytest.mark.parametrize("given", ["", "vit_base_patch32_224 resnet101"])
+def test_make_record_hands_the_models_on(given):
+    command = ["make", "-n", "record", f"MODELS={given}", "WEIGHTS=some folder", "IMAGES=i"]
+    said = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True, check=True).stdout
+    assert '--weights "some folder"' in said and (f"--models {given}" in said if given else "--models" not in said)
+
+
+def test_one_model_alone_is_refused_unless_recordings_are_chosen(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["record", "--images", "nowhere", "--models", "resnet50"])
+    with pytest.raises(SystemExit):
+        record.main()
+    assert "name a ViT and a ResNet" in capsys.readouterr().err
 
 
 def test_large_batches_have_the_gram_matrices_of_one_forward_pass(reader):

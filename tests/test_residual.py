@@ -99,6 +99,8 @@ ARCHITECTURES = {  # arguments, size, branches of a block, kinds of tokens
     "vit_tiny_patch16_224": ({"img_size": 32, "depth": 2}, 32, 2, 3),
     "deit_tiny_distilled_patch16_224": ({"img_size": 32, "depth": 2}, 32, 2, 3),
     "vit_small_patch14_reg4_dinov2": ({"img_size": 28, "depth": 2, "init_values": 0.3}, 28, 2, 3),
+    "vit_medium_patch16_reg4_gap_256": ({"img_size": 32, "depth": 2, "init_values": 0.3}, 32, 2, 2),
+    "vit_medium_patch16_rope_reg1_gap_256": ({"img_size": 32, "depth": 2, "init_values": 0.3}, 32, 2, 2),
     "vit_relpos_small_patch16_224": ({"img_size": 32, "depth": 2}, 32, 2, 2),
     "beit_base_patch16_224": ({"img_size": 32, "depth": 2, "init_values": 0.3}, 32, 2, 3),
     "swin_tiny_patch4_window7_224": ({"img_size": 64, "depths": (1, 1, 2, 1)}, 64, 2, 2),

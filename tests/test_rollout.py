@@ -49,6 +49,7 @@ def test_maps_of_different_numbers_of_tokens_are_refused():
         ("deit_tiny_distilled_patch16_224", {"patch_size": 8}, True),
         ("vit_tiny_patch16_224", {"patch_size": 8, "class_token": False, "global_pool": "avg"}, False),
         ("vit_tiny_patch16_224", {"patch_size": 8, "reg_tokens": 2}, True),
+        ("vit_medium_patch16_reg4_gap_256", {"patch_size": 8}, False),
     ],
 )
 def test_maps_of_models_with_and_without_class_token(name, options, first):

@@ -17,7 +17,6 @@ from helpers.scale import (
     kinship,
     larger_minus_smaller,
     mixer,
-    place_at,
     probe_difference,
     quarters,
     repeats,
@@ -165,12 +164,8 @@ def test_repeats_and_curves_read_the_cards():
         ("resnet", "stages.1.blocks.3", 16),
     ],
 )
-def test_middle_and_blocks_of_the_zoos_networks(name, middle, count):
+def test_blocks_of_the_zoos_networks(name, middle, count):
     model = zoo.load(name, pretrained=False)
-    assert place_at(model, 0.5).name == middle
-    for depth in (-0.5, 0.51, 1.5):
-        with pytest.raises(ValueError, match="no place of"):
-            place_at(model, depth)
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     result = cka_heatmap({"a": model, "b": model}, [images])
     found = result.taps["name"].iloc[blocks(result, "a")].tolist()

@@ -66,6 +66,13 @@ def test_corresponding_depths_are_found():
     )
 
 
+def test_a_place_that_does_not_vary_matches_nothing():
+    cross = aligned(lambda depth: depth)
+    cross[5] = np.nan
+    matched = structure.best_depth(joint(np.eye(9), np.eye(9), cross), VIT, RESNET)
+    assert VIT.depth[5] not in matched and matched[4] == VIT.depth[4]
+
+
 def test_last_third_compares_late_with_early_places():
     cross = np.full((9, 9), 0.2)
     cross[:6, 3] = 0.7

@@ -155,6 +155,22 @@ def test_rendered_scenes_are_kept(tmp_path, monkeypatch):
     assert torch.equal(again, images)
 
 
+def test_two_processes_may_render_the_same_scenes_at_once(tmp_path, monkeypatch):
+    save, entered = training.np.save, []
+
+    def interrupted(file, array):
+        save(file, array)
+        if not entered:  # in the middle of it, another process renders the same from start to end
+            entered.append(file)
+            with monkeypatch.context() as other:
+                other.setattr(os, "getpid", lambda: -1)
+                training.training_scenes(Corpus(), 6, tmp_path)
+
+    monkeypatch.setattr(training.np, "save", interrupted)
+    images, _ = training.training_scenes(Corpus(), 6, tmp_path)
+    assert torch.equal(images, render(Corpus(), range(6)).images) and len(list(tmp_path.iterdir())) == 2
+
+
 def test_scenes_are_rendered_in_order_by_several_processes(tmp_path):
     images, labels = training.training_scenes(Corpus(), 1100, tmp_path)
     last = render(Corpus(), [999, 1000, 1099])
