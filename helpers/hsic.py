@@ -215,7 +215,8 @@ def bootstrap(fn: Callable[..., Any], *sums: Sums, times: int = 1000, seed: int 
     For numbers that jump, such as ranks, counts and places of a maximum: leaving one group out often changes none of
     them, so that their jackknife error is zero. Here groups are drawn with replacement, the same ones for all
     ``sums``, which are of the same images, and the interval goes from the 2.5 % to the 97.5 % quantile
-    (Efron & Tibshirani 1993). ``fn`` may return a number or an array of K; the interval is (low, high) or (K, 2).
+    (Efron & Tibshirani 1993), and as far as the value itself. ``fn`` may return a number or an array of K; the
+    interval is (low, high) or (K, 2).
     Raises ValueError where the sums have not the same groups, or fewer than two.
     """
     groups = np.flatnonzero(sums[0].batches)
@@ -229,7 +230,8 @@ def bootstrap(fn: Callable[..., Any], *sums: Sums, times: int = 1000, seed: int 
         weights = np.bincount(rng.choice(groups, len(groups)), minlength=len(sums[0].batches))
         draws.append(np.asarray(fn(*(one.cka(weights=weights) for one in sums)), dtype=float))
     value = np.asarray(fn(*(one.cka() for one in sums)), dtype=float)
-    ends = np.stack(np.quantile(np.stack(draws), [0.025, 0.975], axis=0), -1)
+    low, high = np.quantile(np.stack(draws), [0.025, 0.975], axis=0)
+    ends = np.stack([np.minimum(low, value), np.maximum(high, value)], -1)
     return (value, ends) if value.ndim else (float(value), tuple(map(float, ends)))
 
 

@@ -33,9 +33,10 @@ def bootstrap(fn: Callable[..., Any], *tables: pd.DataFrame, times: int = 1000, 
     For numbers that jump, such as ranks, counts and places of a maximum: leaving one group out often changes none of
     them, so that their jackknife error is zero. What each group would give by itself follows from the tables,
     G · complete − (G − 1) · without it, exactly where a column is a mean over images and to first order elsewhere.
-    Groups are drawn with replacement, the same ones for all tables, and these are averaged (Efron & Tibshirani 1993).
-    Whole numbers and text are taken from the complete table. ``fn`` may return a number or an array of K; the interval
-    is (low, high) or (K, 2). Raises ValueError as ``jackknife`` does, and where rows of a table do not correspond.
+    Groups are drawn with replacement, the same ones for all tables, and these are averaged; the interval goes from the
+    2.5 % to the 97.5 % quantile (Efron & Tibshirani 1993), and as far as the value itself. Whole numbers and text are
+    taken from the complete table. ``fn`` may return a number or an array of K; the interval is (low, high) or (K, 2).
+    Raises ValueError as ``jackknife`` does, and where rows of a table do not correspond.
     """
     complete, without = _split(tables)
     groups, columns, values = len(without), [], []
@@ -57,7 +58,8 @@ def bootstrap(fn: Callable[..., Any], *tables: pd.DataFrame, times: int = 1000, 
         ]
         draws.append(np.asarray(fn(*parts), dtype=float))
     value = np.asarray(fn(*complete), dtype=float)
-    ends = np.stack(np.quantile(np.stack(draws), [0.025, 0.975], axis=0), -1)
+    low, high = np.quantile(np.stack(draws), [0.025, 0.975], axis=0)
+    ends = np.stack([np.minimum(low, value), np.maximum(high, value)], -1)
     return (value, ends) if value.ndim else (float(value), tuple(map(float, ends)))
 
 

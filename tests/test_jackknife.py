@@ -57,6 +57,14 @@ def test_the_bootstraps_interval_covers_the_truth():
     assert 86 <= covered <= 99  # 95 asked for; with sixteen groups quantiles fall a little short of it
 
 
+def test_an_interval_holds_its_value():
+    groups = np.repeat([[0.0], [1.0]], [1, 15], axis=0) @ np.ones((1, 3))
+    table = left_out(groups)
+    found = lambda t: float(t["x"].iloc[0] == groups[:, 0].mean())  # noqa: E731  true of the whole, hardly ever of a draw
+    value, (low, high) = bootstrap(found, table, times=20, seed=3)
+    assert value == high == 1 and low == 0
+
+
 def test_students_t():
     assert [round(quantile(groups), 3) for groups in (2, 3, 10, 16)] == [12.706, 4.303, 2.262, 2.131]
 
