@@ -138,7 +138,7 @@ def _imagenet_sections(folder: Path) -> list[str]:
         The recorded measurements, on up to {images:,} photographs, were made with these models, built by timm
         {{cite:p}}`wightman2019`. Neither their weights nor the photographs are part of this book; only the numbers
         are, each file with a note of what it was measured on. Any other model that timm knows can be put in their
-        place: `make record WEIGHTS=folder IMAGES=folder`.""")
+        place: `make record WEIGHTS=folder IMAGES=folder MODELS=names`.""")
     rows = [
         (name, note.get("trained_on", "–"), _completeness(note), note.get("source", "timm's hub"))
         for name, note in models.items()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -210,7 +211,9 @@ def test_stopping_the_build_ends_the_kernels(small, how):
     for name in names:
         write_chapter(small, name, SLEEP.format(name))
     before = site_as_it_is(small)
-    process = subprocess.Popen([sys.executable, "-m", "helpers.book", "--root", str(small), "--jobs", "2"])
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
+    command = [sys.executable, "-m", "helpers.book", "--root", str(small), "--jobs", "2"]
+    process = subprocess.Popen(command, preexec_fn=heard)
     wait_for(lambda: all((small / f"{name}.pid").exists() for name in names))
     time.sleep(0.2)  # both run at once: each chapter has a process of its own
     pids = [int((small / f"{name}.pid").read_text()) for name in names]
