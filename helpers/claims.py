@@ -54,7 +54,8 @@ CKA
 
 Interval
 : Of most numbers the value ± *t* jackknife errors over groups of images, with Student's *t* for that many groups. Of
-  ranks, counts and places of a maximum, which jump, and of accuracies and probes, that of a bootstrap or a binomial.
+  ranks, counts and places of a maximum, which jump, and of accuracies and probes, that of a bootstrap or a binomial,
+  where nothing else is said.
 
 Uniform
 : The mean attention distance of an attention that looks everywhere alike.

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from helpers.jackknife import percentiles
+
 LEAST = 4  # images the unbiased estimate needs: it divides by n − 3
 BLOCK = 64  # rows of a Gram matrix that are computed at once
 GROUPS = 16  # jackknife groups: batch b belongs to group b mod 16
@@ -229,10 +231,7 @@ def bootstrap(fn: Callable[..., Any], *sums: Sums, times: int = 1000, seed: int 
     for _ in range(times):
         weights = np.bincount(rng.choice(groups, len(groups)), minlength=len(sums[0].batches))
         draws.append(np.asarray(fn(*(one.cka(weights=weights) for one in sums)), dtype=float))
-    value = np.asarray(fn(*(one.cka() for one in sums)), dtype=float)
-    low, high = np.quantile(np.stack(draws), [0.025, 0.975], axis=0)
-    ends = np.stack([np.minimum(low, value), np.maximum(high, value)], -1)
-    return (value, ends) if value.ndim else (float(value), tuple(map(float, ends)))
+    return percentiles(np.asarray(fn(*(one.cka() for one in sums)), dtype=float), np.stack(draws))
 
 
 class MinibatchCKA(Metric):

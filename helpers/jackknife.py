@@ -57,8 +57,12 @@ def bootstrap(fn: Callable[..., Any], *tables: pd.DataFrame, times: int = 1000, 
             for table, names, value in zip(complete, columns, values, strict=True)
         ]
         draws.append(np.asarray(fn(*parts), dtype=float))
-    value = np.asarray(fn(*complete), dtype=float)
-    low, high = np.quantile(np.stack(draws), [0.025, 0.975], axis=0)
+    return percentiles(np.asarray(fn(*complete), dtype=float), np.stack(draws))
+
+
+def percentiles(value: np.ndarray, draws: np.ndarray) -> tuple[Any, Any]:
+    """A value, () or (K,), and the 95 % interval of its draws (times, …), widened to hold it: (low, high) or (K, 2)."""
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     ends = np.stack([np.minimum(low, value), np.maximum(high, value)], -1)
     return (value, ends) if value.ndim else (float(value), tuple(map(float, ends)))
 

@@ -41,12 +41,15 @@ def test_a_rank_that_no_single_group_can_change_still_has_an_interval():
     assert bootstrap(order, table) == bootstrap(order, table)
 
 
-def test_the_bootstrap_draws_the_same_groups_for_all_tables():
+def test_both_take_the_same_groups_of_all_tables():
     groups = np.random.default_rng(1).normal(0, 1, (16, 3))
     first, second = left_out(groups), left_out(groups + 0.25)
     value, ends = bootstrap(lambda a, b: b["x"].to_numpy() - a["x"].to_numpy(), first, second)
     np.testing.assert_allclose(value, 0.25)
     np.testing.assert_allclose(ends, np.full((3, 2), 0.25))
+    value, stderr = jackknife(lambda a, b: [b["x"][0] - a["x"][0], a["x"][0]], first, second)
+    assert value[0] == pytest.approx(0.25) and stderr[0] == pytest.approx(0, abs=1e-12)
+    assert stderr[1] == pytest.approx(groups[:, 0].std(ddof=1) / 4)
 
 
 def test_the_bootstraps_interval_covers_the_truth():

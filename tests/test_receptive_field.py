@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from helpers.images import normalise
-from helpers.jackknife import jackknife
 from helpers.receptive_field import (
     central_share,
     early_radius,
@@ -226,21 +225,6 @@ def test_the_statistics_of_the_claims():
     kinds = ["block", "branch", "block", "branch", "block"]
     table = toy([1] * 5, [0.5, 0.1, 0.4, 0.2, 0.4], kinds)
     assert kept_by_skip(table, "branch", ["p2", "p4"]) == pytest.approx((4 + 2) / 2)
-
-
-def test_the_jackknife_of_a_mean_is_its_standard_error():
-    x = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
-    tables = [toy([x.mean(), 0], left_out=-1)]
-    tables += [toy([(x.sum() - x[i]) / 15, 0], left_out=i) for i in range(16)]
-    table = pd.concat(tables, ignore_index=True)
-    value, stderr = jackknife(lambda part: part["radius"][0], table)
-    assert value == pytest.approx(x.mean()) and stderr == pytest.approx(x.std(ddof=1) / 4)
-    both, errors = jackknife(lambda a, b: [a["radius"][0] - b["radius"][0], a["radius"][0]], table, table)
-    assert both[0] == errors[0] == 0 and errors[1] == pytest.approx(stderr)
-    with pytest.raises(ValueError, match="two or more"):
-        jackknife(len, table[table["left_out"] < 0])
-    with pytest.raises(ValueError, match="left_out"):
-        jackknife(len, table.drop(columns="left_out"))
 
 
 def test_depth_runs_along_the_complete_network():
