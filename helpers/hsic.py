@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from helpers.jackknife import percentiles
+from helpers.uncertainty import percentiles
 
 LEAST = 4  # images the unbiased estimate needs: it divides by n − 3
 BLOCK = 64  # rows of a Gram matrix that are computed at once

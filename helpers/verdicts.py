@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from helpers import results
-from helpers.jackknife import quantile
 from helpers.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, Part, load, number
+from helpers.uncertainty import quantile
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def record(
 
     ``value``: the statistic; for a claim of several parts a mapping from part to statistic, or a sequence in the order
     of the parts, and ``stderr`` or ``interval`` likewise. ``stderr``: a jackknife standard error over ``groups``
-    groups; the interval is then value ± t · stderr (``jackknife.quantile``). ``interval``: the 95 % interval itself,
+    groups; the interval is then value ± t · stderr (``uncertainty.quantile``). ``interval``: the 95 % interval itself,
     say of a bootstrap. ``figure``: the name of the figure that shows it (``fig-…``). ``n``: the independent units
     behind it, images or seeds.
 

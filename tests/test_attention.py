@@ -22,8 +22,8 @@ from helpers.attention import (
 )
 from helpers.head_subsets import head_outputs
 from helpers.images import normalise
-from helpers.jackknife import jackknife
 from helpers.taps import capture, taps_named
+from helpers.uncertainty import jackknife
 
 TINY = {"depth": 2, "num_classes": 0}
 MODELS = {  # name → options, prefix tokens, grids of all attentions, windowed

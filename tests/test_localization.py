@@ -8,7 +8,6 @@ from test_probes import NETWORKS, network
 from helpers import localization, scenes, zoo
 from helpers.hsic import cka, gram_row
 from helpers.images import normalise, scene_images
-from helpers.jackknife import jackknife
 from helpers.localization import (
     PixelTokens,
     border_confusion,
@@ -25,6 +24,7 @@ from helpers.localization import (
 )
 from helpers.positions import Centres, positions
 from helpers.taps import capture, taps_for, taps_named
+from helpers.uncertainty import jackknife
 
 IMAGES = scenes.render(scenes.Corpus(), range(64)).images
 

@@ -11,7 +11,6 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from helpers.catalogue import ZOO, build
-from helpers.jackknife import jackknife
 from helpers.residual import (
     BRANCHES,
     _measure,
@@ -26,6 +25,7 @@ from helpers.residual import (
     without_skip,
 )
 from helpers.taps import Tap, capture
+from helpers.uncertainty import jackknife
 
 CONFIG = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 

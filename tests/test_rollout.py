@@ -5,8 +5,8 @@ import pytest
 import timm
 import torch
 
-from helpers.jackknife import jackknife
 from helpers.rollout import attention_rollout, centred_gaussian, on_object, rollout_maps, share_on
+from helpers.uncertainty import jackknife
 
 CONFIG = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "input_size": (3, 32, 32)}
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from helpers.jackknife import bootstrap, jackknife, quantile
+from helpers.uncertainty import bootstrap, jackknife, quantile
 
 
 def left_out(groups: np.ndarray, **columns) -> pd.DataFrame:
