@@ -67,6 +67,16 @@ def percentiles(value: np.ndarray, draws: np.ndarray) -> tuple[Any, Any]:
     return (value, ends) if value.ndim else (float(value), tuple(map(float, ends)))
 
 
+def whole(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table with ``left_out`` for which every image counted, numbered from 0."""
+    return table[table["left_out"] == -1].reset_index(drop=True)
+
+
+def groups(table: pd.DataFrame) -> int:
+    """How many groups of images a table with ``left_out`` leaves out, one at a time."""
+    return int(table.loc[table["left_out"] != -1, "left_out"].nunique())
+
+
 def quantile(groups: int) -> float:
     """How many jackknife errors a 95 % interval reaches to either side, by Student's t with groups − 1 degrees."""
     return float(stats.t.ppf(0.975, groups - 1))
