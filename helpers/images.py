@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from helpers import scenes
+from helpers.inputs import image_size, normalise, pixels  # noqa: F401  (moved to the room of inputs)
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 CROP_SHARE = 0.875  # of the shorter side, the usual evaluation crop of ImageNet models
@@ -125,56 +125,6 @@ def batches(images: Dataset, batch: int, workers: int = 0) -> DataLoader:
     if batch < 1:
         raise ValueError(f"a batch holds at least 1 image; got {batch}")
     return DataLoader(images, batch_size=batch, num_workers=workers, persistent_workers=False)
-
-
-def normalise(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Images (B, 3, H, W), uint8 or float in [0, 1], as the model was trained to see them, float32.
-
-    Mean and standard deviation are those of ``model.pretrained_cfg``, which timm's models and the zoo's carry. Raises
-    ValueError where they are missing, and where the model takes images of another size (``image_size``).
-    """
-    config = getattr(model, "pretrained_cfg", None) or {}
-    if "mean" not in config or "std" not in config:
-        raise ValueError(
-            f"{type(model).__name__} does not say how its input is normalised: set model.pretrained_cfg = "
-            "{'mean': (r, g, b), 'std': (r, g, b), 'input_size': (3, H, W)}"
-        )
-    wanted, given = (3, *(image_size(model) or images.shape[2:])), tuple(images.shape[1:])
-    if given != wanted:
-        other = f"create the model with img_size={given[-1]}"
-        if _embedding(model) is None:
-            other = f"if it takes these too, set model.pretrained_cfg['input_size'] = {given}"
-        remedy = f"make the image set with size={wanted[-1]}, or {other}" if given[0] == 3 else "convert them to RGB"
-        raise ValueError(f"{type(model).__name__} takes images of shape {wanted} and was given {given}; {remedy}")
-    device = next(model.parameters()).device
-    images = images.to(device)
-    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    mean, std = (_channels(config[key], device) for key in ("mean", "std"))
-    return (images - mean) / std
-
-
-def image_size(model: nn.Module) -> tuple[int, int] | None:
-    """Height and width in px of the images that a model takes; None where it takes any, as timm's ResNets do.
-
-    The size that its patch embedding was made for, where it has one; otherwise that of ``model.pretrained_cfg``,
-    unless timm says there that it is not fixed.
-    """
-    embed, config = _embedding(model), getattr(model, "pretrained_cfg", None)
-    if embed is not None:
-        return tuple(embed.img_size) if getattr(embed, "strict_img_size", True) else None
-    if not config or "input_size" not in config or not config.get("fixed_input_size", True):
-        return None
-    return tuple(config["input_size"][1:])
-
-
-def _embedding(model: nn.Module) -> nn.Module | None:
-    """The patch embedding of a model that has one made for a size: a transformer's, or a Mixer's stem."""
-    embed = getattr(model, "patch_embed", getattr(model, "stem", None))
-    return embed if getattr(embed, "img_size", None) is not None else None
-
-
-def _channels(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
 
 
 def _shuffled(items: Iterable, limit: int | None, seed: int) -> list:
