@@ -25,7 +25,7 @@ from pathlib import Path
 
 import yaml
 
-from helpers import site
+from helpers import faults, site
 from helpers.execution import BookError, chapters, cores, digest, execute, files_below, read_state, write_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +79,8 @@ def generated_pages(root: Path, pages: list[str]) -> dict[str, str]:
         from helpers import cards
 
         made["book/models"] = cards.cards_page()
+    if "book/faults" in pages:
+        made["book/faults"] = faults.faults_page(root / "tests")
     if "book/timings" in pages:
         made["book/timings"] = timings_page(read_state(root))
     return made
@@ -196,9 +198,9 @@ def make(root: Path = ROOT, jobs: int | None = None) -> Path:
             return index
         print("building the site", file=sys.stderr)
         built = build(root)
-        faults = site.faults(built, documents(root))
-        if faults:
-            raise BookError("the site was built, but has faults:\n\n" + "\n".join(faults))
+        wrong = site.faults(built, documents(root))
+        if wrong:
+            raise BookError("the site was built, but has faults:\n\n" + "\n".join(wrong))
         publish(root, built)
         write_state(root, state | {"site": key})
     return index

@@ -1,4 +1,16 @@
-"""What all tests share: one torch thread, torchvision made importable first, the browser if there is one."""
+"""What all tests share: one torch thread, torchvision made importable first, the browser if there is one.
+
+A test of a bad input or of a fault says so, and becomes a line of the page *What goes wrong, and what happens then*
+(``helpers.faults``), under the area's heading. Three literal strings; a second marker is a second line:
+
+    @pytest.mark.fault("Images", "a 16-bit grey PNG", "its full range is read, not clipped at 255")
+    def test_sixteen_bits(...):
+
+    @pytest.mark.parametrize("name", [
+        pytest.param("x.gif", marks=pytest.mark.fault("Images", "a GIF", "it is read as its first frame")), ...
+
+Areas: Building the book, Claims and results, Images, Models, Measures, Recording, Training.
+"""
 
 import os
 
@@ -25,6 +37,10 @@ def root() -> Path:
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("fault"):
+            if len(mark.args) != 3 or not all(isinstance(text, str) and text.strip() for text in mark.args):
+                raise pytest.UsageError(f"{item.nodeid}: fault takes three texts: area, what goes in, what happens")
     if BROWSER or BROWSER_REQUIRED:
         return
     for item in items:
