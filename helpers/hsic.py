@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from helpers.uncertainty import percentiles
+from helpers.uncertainty import GROUPS, bootstrap_groups, weighted_jackknife
 
 LEAST = 4  # images the unbiased estimate needs: it divides by n − 3
 BLOCK = 64  # rows of a Gram matrix that are computed at once
-GROUPS = 16  # jackknife groups: batch b belongs to group b mod 16
 
 
 def gram_linear(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -189,9 +188,8 @@ class Sums:
     def statistic(self, fn: Callable[[np.ndarray], Any]) -> tuple[Any, Any]:
         """``fn`` of the CKA matrix, and its standard error by the delete-one-group jackknife.
 
-        Groups of unequal numbers of batches are weighted as in Busing, Meijer & van der Leeden (1999); with equal
-        numbers this is the ordinary jackknife. The error is NaN below two groups with data. ``fn`` may return a
-        number or an array.
+        Groups of unequal numbers of batches are weighted accordingly (``uncertainty.weighted_jackknife``). The error is
+        NaN below two groups with data. ``fn`` may return a number or an array.
         """
         value = np.asarray(fn(self.cka()), dtype=float)
         groups = np.flatnonzero(self.batches)
@@ -199,10 +197,7 @@ class Sums:
             stderr = np.full_like(value, np.nan)
         else:
             left_out = np.stack([np.asarray(fn(self.cka(without=group)), dtype=float) for group in groups])
-            share = (self.batches[groups] / self.batches.sum()).reshape(-1, *[1] * value.ndim)
-            estimate = len(groups) * value - ((1 - share) * left_out).sum(0)
-            pseudo = value / share - (1 / share - 1) * left_out
-            stderr = np.sqrt(((pseudo - estimate) ** 2 / (1 / share - 1)).mean(0))
+            stderr = weighted_jackknife(value, left_out, self.batches[groups] / self.batches.sum())
         return (value, stderr) if value.ndim else (float(value), float(stderr))
 
     @property
@@ -214,24 +209,22 @@ class Sums:
 def bootstrap(fn: Callable[..., Any], *sums: Sums, times: int = 1000, seed: int = 0) -> tuple[Any, Any]:
     """``fn`` of the CKA matrices of one or more ``Sums``, and its 95 % interval, by a bootstrap over groups.
 
-    For numbers that jump, such as ranks, counts and places of a maximum: leaving one group out often changes none of
-    them, so that their jackknife error is zero. Here groups are drawn with replacement, the same ones for all
-    ``sums``, which are of the same images, and the interval goes from the 2.5 % to the 97.5 % quantile
-    (Efron & Tibshirani 1993), and as far as the value itself. ``fn`` may return a number or an array of K; the
-    interval is (low, high) or (K, 2).
-    Raises ValueError where the sums have not the same groups, or fewer than two.
+    For numbers that jump, such as ranks, as ``uncertainty.bootstrap`` is for tables; groups are drawn as by
+    ``uncertainty.bootstrap_groups``, the same ones for all ``sums``, which are of the same images. ``fn`` may return a
+    number or an array of K; the interval is (low, high) or (K, 2). Raises ValueError where the sums have not the same
+    groups, or fewer than two.
     """
     groups = np.flatnonzero(sums[0].batches)
     if len(groups) < 2 or any(not np.array_equal(groups, np.flatnonzero(other.batches)) for other in sums):
         raise ValueError(
             "a bootstrap needs two groups of batches or more, the same ones on all sides; use more batches"
         )
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(times):
-        weights = np.bincount(rng.choice(groups, len(groups)), minlength=len(sums[0].batches))
-        draws.append(np.asarray(fn(*(one.cka(weights=weights) for one in sums)), dtype=float))
-    return percentiles(np.asarray(fn(*(one.cka() for one in sums)), dtype=float), np.stack(draws))
+
+    def of_drawn(drawn: np.ndarray) -> Any:
+        weights = np.bincount(groups[drawn], minlength=len(sums[0].batches))
+        return fn(*(one.cka(weights=weights) for one in sums))
+
+    return bootstrap_groups(fn(*(one.cka() for one in sums)), of_drawn, len(groups), times, seed)
 
 
 class MinibatchCKA(Metric):

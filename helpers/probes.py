@@ -11,7 +11,6 @@ Everything is batched: features may be (N, D), or (T, N, D) for T tokens with a 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from helpers.images import batches, normalise
 from helpers.positions import has_class_token, positions
 from helpers.taps import Tap, capture, evaluating, taps_for
+from helpers.uncertainty import interval  # noqa: F401  (chapters take it from here)
 
 L2S = tuple(10.0**k for k in range(-1, 6))
 OUTPUTS = ("resid_post", "block")  # kinds of taps: the output of each full block, as in the paper
@@ -233,8 +233,8 @@ def probe_scores(
 
     ``shots``: images a class that a probe learns from, drawn anew R = ``draws`` times; None: all, R = 1. The l2 is
     chosen on at most ``held_out`` other images of ``x``; without shots these are at most a fifth, taken out first.
-    ``interval`` gives the mean its interval. Raises as ``few_shot`` and ``probe_accuracy``, and where no image is left
-    to choose by.
+    ``uncertainty.interval`` gives the mean its interval. Raises as ``few_shot`` and ``probe_accuracy``, and where no
+    image is left to choose by.
     """
     found = []
     for draw in range(seed, seed + (draws if shots else 1)):
@@ -247,25 +247,6 @@ def probe_scores(
         parts = (x[..., chosen, :], y[chosen], x[..., valid, :], y[valid])
         found.append(probe_accuracy(*parts, test_x, test_y, l2s).score)
     return torch.stack(found)
-
-
-def interval(scores: Tensor, seed: int = 0, times: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean of scores (R, N), from a bootstrap over the R draws of shots and the N images.
-
-    Both are drawn anew, independently of each other; (N,) stands for a single fit. For the difference of two probes
-    that were scored on the same images, hand over the difference of their scores.
-    """
-    scores = np.atleast_2d(np.asarray(scores, dtype=float))
-    rows, columns = (_resampled(size, seed + axis, times) for axis, size in enumerate(scores.shape))
-    means = ((rows @ scores) * columns).sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-@lru_cache(maxsize=4)
-def _resampled(size: int, seed: int, times: int) -> np.ndarray:
-    """Weights (times, size) of bootstrap samples: how often each unit is drawn, over their number."""
-    return np.random.default_rng(seed).multinomial(size, [1 / size] * size, times) / size
 
 
 @torch.inference_mode()

@@ -11,18 +11,18 @@ functions of a ``matrix`` take one CKA matrix of several networks and where thei
 What is a mean over test scenes comes with a 95 % interval instead, in percentage points.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, spearmanr
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from helpers.cka import CKAResult
-from helpers.probes import OUTPUTS, interval
+from helpers.probes import OUTPUTS
 from helpers.structure import Places, between
+from helpers.uncertainty import difference_of_shares, interval
 
 LEAST = 2  # places of the smaller group of a split
 LOW, HIGH = slice(0, 3), slice(-3, None)  # blocks of R28: 0 to 2 and, of eight, 5 to 7
@@ -147,10 +147,9 @@ def accuracy_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[flo
             raise ValueError(f"the card of {card.get('name')!r} has no accuracy; train the model with `make zoo`")
     if a["test_scenes"] != b["test_scenes"] or a["corpus"] != b["corpus"]:
         raise ValueError(f"{a['name']!r} and {b['name']!r} were measured on different test scenes")
-    shares = np.array([card["accuracy"]["all cues"]["pair"] for card in (a, b)])
-    reach = norm.ppf(0.975) * math.sqrt((shares * (1 - shares)).sum() / a["test_scenes"])
-    value = shares[0] - shares[1]
-    return float(100 * value), (float(100 * (value - reach)), float(100 * (value + reach)))
+    shares = [card["accuracy"]["all cues"]["pair"] for card in (a, b)]
+    value, (low, high) = difference_of_shares(*shares, count=a["test_scenes"])
+    return 100 * value, (100 * low, 100 * high)
 
 
 def repeats(card: Mapping[str, Any]) -> float:

@@ -1,16 +1,46 @@
-"""The standard error of any number made from a table that was made once with all images and once without each group.
+"""How sure a number is: the jackknife and the bootstrap over groups of images, and intervals of means and of shares.
 
-Such a table has a column ``left_out``: −1 where every image counted, otherwise the number of the group of images that
-did not. ``jackknife(fn, *tables)`` gives ``fn`` of the complete tables and its error. For numbers that jump, such as
-ranks, ``bootstrap`` gives an interval instead.
+A measure deals its images to groups and takes its numbers once from all images and once without each group
+(``delete_one``). Such a table has a column ``left_out``: −1 where every image counted, otherwise the number of the
+group that did not. ``jackknife(fn, *tables)`` gives ``fn`` of the complete tables and its standard error; a 95 %
+interval reaches ``quantile(groups)`` errors to either side. For numbers that jump, such as ranks, ``bootstrap`` gives
+an interval instead. ``interval`` and ``difference_of_shares`` are for means over images that were not grouped.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
+
+GROUPS = 16  # that the images of a measurement are dealt to: batch b, or image b, is in group b mod 16
+
+
+def delete_one(
+    rows: pd.DataFrame, measure: Callable[[int | None], Mapping[str, Any]], groups: Iterable[int]
+) -> pd.DataFrame:
+    """What is measured on all images and on all but each group of them, below each other, as ``jackknife`` takes it.
+
+    ``rows``: what each row is about, the same for every group. ``measure``: the group to leave out, or None for none →
+    the measured columns, each a number or one value a row. Returns the columns of ``rows``, ``left_out`` and these.
+    """
+    tables = [rows.assign(left_out=-1, **measure(None))]
+    tables += [rows.assign(left_out=int(group), **measure(int(group))) for group in groups]
+    return pd.concat(tables, ignore_index=True)
+
+
+def whole(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table with ``left_out`` for which every image counted, numbered from 0."""
+    return table[table["left_out"] == -1].reset_index(drop=True)
+
+
+def groups(table: pd.DataFrame) -> int:
+    """How many groups of images a table with ``left_out`` leaves out, one at a time."""
+    return int(table.loc[table["left_out"] != -1, "left_out"].nunique())
 
 
 def jackknife(fn: Callable[..., Any], *tables: pd.DataFrame) -> tuple[Any, Any]:
@@ -22,9 +52,21 @@ def jackknife(fn: Callable[..., Any], *tables: pd.DataFrame) -> tuple[Any, Any]:
     """
     complete, without = _split(tables)
     value = np.asarray(fn(*complete), dtype=float)
-    kept = np.stack([np.asarray(fn(*parts), dtype=float) for parts in without])
-    stderr = np.sqrt((len(kept) - 1) * ((kept - kept.mean(0)) ** 2).mean(0))
+    left_out = np.stack([np.asarray(fn(*parts), dtype=float) for parts in without])
+    stderr = np.sqrt((len(left_out) - 1) * ((left_out - left_out.mean(0)) ** 2).mean(0))
     return (value, stderr) if value.ndim else (float(value), float(stderr))
+
+
+def weighted_jackknife(value: np.ndarray, left_out: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Standard error (…) of a value (…) by the jackknife for groups of unequal size (Busing et al. 1999).
+
+    ``left_out`` (G, …): the value without each group. ``shares`` (G,): what share of all observations each group
+    holds. Where they are equal this is the ordinary jackknife.
+    """
+    shares = np.reshape(shares, (-1, *[1] * np.ndim(value)))
+    estimate = len(left_out) * value - ((1 - shares) * left_out).sum(0)
+    pseudo = value / shares - (1 / shares - 1) * left_out
+    return np.sqrt(((pseudo - estimate) ** 2 / (1 / shares - 1)).mean(0))
 
 
 def bootstrap(fn: Callable[..., Any], *tables: pd.DataFrame, times: int = 1000, seed: int = 0) -> tuple[Any, Any]:
@@ -33,13 +75,12 @@ def bootstrap(fn: Callable[..., Any], *tables: pd.DataFrame, times: int = 1000, 
     For numbers that jump, such as ranks, counts and places of a maximum: leaving one group out often changes none of
     them, so that their jackknife error is zero. What each group would give by itself follows from the tables,
     G · complete − (G − 1) · without it, exactly where a column is a mean over images and to first order elsewhere.
-    Groups are drawn with replacement, the same ones for all tables, and these are averaged; the interval goes from the
-    2.5 % to the 97.5 % quantile (Efron & Tibshirani 1993), and as far as the value itself. Whole numbers and text are
-    taken from the complete table. ``fn`` may return a number or an array of K; the interval is (low, high) or (K, 2).
-    Raises ValueError as ``jackknife`` does, and where rows of a table do not correspond.
+    Groups are drawn as by ``bootstrap_groups``, the same ones for all tables, and these are averaged. Whole numbers and
+    text are taken from the complete table. ``fn`` may return a number or an array of K; the interval is (low, high) or
+    (K, 2). Raises ValueError as ``jackknife`` does, and where rows of a table do not correspond.
     """
     complete, without = _split(tables)
-    groups, columns, values = len(without), [], []
+    count, columns, values = len(without), [], []
     for k, table in enumerate(complete):
         names = list(table.select_dtypes("float"))
         rest = table.drop(columns=[*names, "left_out"])
@@ -47,34 +88,70 @@ def bootstrap(fn: Callable[..., Any], *tables: pd.DataFrame, times: int = 1000, 
             raise ValueError("the rows of a table are not the same ones, in the same order, for every group left out")
         left_out = np.stack([parts[k][names].to_numpy() for parts in without])  # (G, rows, columns)
         columns.append(names)
-        values.append(groups * table[names].to_numpy() - (groups - 1) * left_out)
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(times):
-        drawn = rng.integers(groups, size=groups)
+        values.append(count * table[names].to_numpy() - (count - 1) * left_out)
+
+    def of_drawn(drawn: np.ndarray) -> Any:
         parts = [
             table.assign(**dict(zip(names, value[drawn].mean(0).T, strict=True)))
             for table, names, value in zip(complete, columns, values, strict=True)
         ]
-        draws.append(np.asarray(fn(*parts), dtype=float))
-    return percentiles(np.asarray(fn(*complete), dtype=float), np.stack(draws))
+        return fn(*parts)
+
+    return bootstrap_groups(fn(*complete), of_drawn, count, times, seed)
 
 
-def percentiles(value: np.ndarray, draws: np.ndarray) -> tuple[Any, Any]:
-    """A value, () or (K,), and the 95 % interval of its draws (times, …), widened to hold it: (low, high) or (K, 2)."""
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+def bootstrap_groups(
+    value: Any, of_drawn: Callable[[np.ndarray], Any], groups: int, times: int = 1000, seed: int = 0
+) -> tuple[Any, Any]:
+    """A value and its 95 % interval, by drawing groups of images with replacement (Efron & Tibshirani 1993).
+
+    Args:
+        value: the number, or the array (K,), that all groups give.
+        of_drawn: the numbers of the drawn groups (groups,), some of them repeated → the value that these give.
+        groups: how many there are, and are drawn each time.
+        times: how often they are drawn.
+        seed: of the draws.
+
+    Returns:
+        the value, and its interval (low, high) or (K, 2): from the 2.5 % to the 97.5 % quantile of the draws, moved
+        outwards to the value itself where that lies beyond.
+    """
+    rng = np.random.default_rng(seed)
+    draws = [np.asarray(of_drawn(rng.integers(groups, size=groups)), dtype=float) for _ in range(times)]
+    low, high = np.quantile(np.stack(draws), [0.025, 0.975], axis=0)
+    value = np.asarray(value, dtype=float)
     ends = np.stack([np.minimum(low, value), np.maximum(high, value)], -1)
     return (value, ends) if value.ndim else (float(value), tuple(map(float, ends)))
 
 
-def whole(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a table with ``left_out`` for which every image counted, numbered from 0."""
-    return table[table["left_out"] == -1].reset_index(drop=True)
+def interval(scores: ArrayLike, seed: int = 0, times: int = 2000) -> tuple[float, float]:
+    """95 % interval of the mean of scores (R, N), from a bootstrap over the R draws of shots and the N images.
+
+    Both are drawn anew, independently of each other; (N,) stands for a single fit. For the difference of two probes
+    that were scored on the same images, hand over the difference of their scores.
+    """
+    scores = np.atleast_2d(np.asarray(scores, dtype=float))
+    rows, columns = (_resampled(size, seed + axis, times) for axis, size in enumerate(scores.shape))
+    means = ((rows @ scores) * columns).sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
 
 
-def groups(table: pd.DataFrame) -> int:
-    """How many groups of images a table with ``left_out`` leaves out, one at a time."""
-    return int(table.loc[table["left_out"] != -1, "left_out"].nunique())
+@lru_cache(maxsize=4)
+def _resampled(size: int, seed: int, times: int) -> np.ndarray:
+    """Weights (times, size) of bootstrap samples: how often each unit is drawn, over their number."""
+    return np.random.default_rng(seed).multinomial(size, [1 / size] * size, times) / size
+
+
+def difference_of_shares(a: float, b: float, count: int) -> tuple[float, tuple[float, float]]:
+    """Share ``a`` minus share ``b`` and its 95 % interval, by the normal approximation for independent shares.
+
+    Each is the share of ``count`` trials, from 0 to 1.
+    """
+    shares = np.array([a, b])
+    reach = stats.norm.ppf(0.975) * math.sqrt((shares * (1 - shares)).sum() / count)
+    value = shares[0] - shares[1]
+    return float(value), (float(value - reach), float(value + reach))
 
 
 def quantile(groups: int) -> float:
