@@ -16,9 +16,9 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from helpers.evaluation import ColourHistogram
-from helpers.residual import remove_skip
+from helpers.colours import ColourHistogram
 from helpers.scenes import NOVEL, SIZE, Corpus
+from helpers.surgery import remove_skip
 
 SCENES_CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, SIZE, SIZE)}
 
@@ -48,7 +48,7 @@ class Card:
     recipe: Recipe = Recipe()
     corpus: Corpus = Corpus()
     seed: int = 0
-    without_skip: tuple[int, str] | None = None  # a block and a branch of it: see helpers.residual
+    without_skip: tuple[int, str] | None = None  # a block and a branch of it: see helpers.surgery
     start: str | None = None  # the stored model whose weights it starts from, its classifier apart
 
 
@@ -77,12 +77,12 @@ SKIPLESS = tuple(
     Card(
         f"vit-without-{branch}-skip-{block}",
         "vit",
-        f"trained without the skip around {'attention and MLP' if branch == 'both' else branch} of block {block}",
+        f"trained without the skip around {around} of block {block}",
         recipe=SHORT,
         without_skip=(block, branch),
     )
     for block in (1, 4, 6)
-    for branch in ("attn", "mlp", "both")
+    for branch, around in (("attn", "attn"), ("mlp", "mlp"), ("both", "attention and MLP"))
 )
 
 FRACTIONS = (3, 10, 30)  # per cent of the main models' distinct images: the first ones of their index range
@@ -116,16 +116,17 @@ only ``distinct_images`` applies: logistic regression is a convex problem."""
 
 
 def build(card: Card, seed: int | None = None) -> nn.Module:
-    """The untrained network of a card, its weights drawn from ``seed`` (the card's own by default)."""
+    """The untrained network of a card, its weights drawn from ``seed`` (the card's own by default).
+
+    Raises ValueError for a card of an unknown family.
+    """
     classes = len(card.corpus.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(card.seed if seed is None else seed)
         if card.family == "vit":  # 8 × 8 tokens of 8 × 8 pixels
             network = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4}
             model = VisionTransformer(**{**network, "num_classes": classes, **card.architecture})
-        elif (
-            card.family == "resnet"
-        ):  # 4 stages of 4 bottleneck blocks, on 34², 17², 9² and 5² positions (the stem pads)
+        elif card.family == "resnet":  # 4 stages of 4 bottleneck blocks, on 34², 17², 9² and 5² positions
             network = {"layers": (4, 4, 4, 4), "channels": (32, 64, 128, 256), "zero_init_last": False}
             norm = partial(GroupNormAct, num_groups=8)
             layers = {"stem_type": "fixed", "conv_layer": StdConv2d, "norm_layer": norm}
@@ -137,9 +138,8 @@ def build(card: Card, seed: int | None = None) -> nn.Module:
         elif card.family == "colours":
             return ColourHistogram(classes)
         else:
-            raise ValueError(
-                f"unknown family {card.family!r} of model {card.name!r}; known: vit, resnet, mixer, colours"
-            )
+            known = "vit, resnet, mixer, colours"
+            raise ValueError(f"unknown family {card.family!r} of model {card.name!r}; known: {known}")
     if card.without_skip:
         remove_skip(model, *card.without_skip)
     model.pretrained_cfg = dict(SCENES_CONFIG)

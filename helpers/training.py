@@ -31,8 +31,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from helpers import motifs, scenes, zoo
+from helpers.accuracy import TEST_SCENES, measure
 from helpers.catalogue import Card, Recipe
-from helpers.evaluation import TEST_SCENES, fit_colours, measure
+from helpers.colours import fit_colours
 from helpers.images import normalise
 from helpers.scenes import Corpus, render, split
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers import catalogue, zoo
-from helpers.evaluation import CUES, TEST_SCENES
+from helpers.accuracy import CUES, TEST_SCENES
 from helpers.images import normalise
-from helpers.residual import SkiplessBlock
 from helpers.scenes import Corpus, render, split
+from helpers.surgery import SkiplessBlock
 
 STORED = [*zoo.names(), zoo.BASELINE.name]
 MAIN = [card.name for card in catalogue.MAIN]
