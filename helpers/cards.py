@@ -12,6 +12,7 @@ from typing import Any
 from helpers import results, zoo
 from helpers.catalogue import MAIN, SHORT, Recipe
 from helpers.evaluation import CUES, TEST_SCENES
+from helpers.markup import code, literal
 from helpers.scenes import Corpus
 
 
@@ -69,8 +70,8 @@ def _zoo_sections() -> list[str]:
     sections = [
         "## Trained on scenes",
         about,
-        "\n".join(f"- `{name}`: {card['about']}; {_size(name)}." for name, card in main.items()),
-        *([variants, "\n".join(f"- `{name}`: {card['about']}." for name, card in others.items())] if others else []),
+        "\n".join(f"- {code(name)}: {literal(card['about'])}; {_size(name)}." for name, card in main.items()),
+        *([variants, "\n".join(_about(name, card) for name, card in others.items())] if others else []),
         _table(
             ("Network", "Images seen", "Seed", "Minutes", "Images/s", "Weights (sha256)"),
             [_training_row(name, card) for name, card in networks.items()],
@@ -84,15 +85,20 @@ def _zoo_sections() -> list[str]:
         _table(("Model", *(f"Without {cue}" for cue in CUES)), [*lean_rows, ("chance", *[_two(chance)] * len(CUES))]),
     ]
     if missing := [name for name in zoo.ZOO if name not in networks]:
-        listed = "\n".join(f"- `{name}`: {zoo.ZOO[name].about}" for name in missing)
+        listed = "\n".join(f"- {code(name)}: {literal(zoo.ZOO[name].about)}" for name in missing)
         sections += ["### In the catalogue, not trained yet", "`make zoo` trains them.", listed]
     return sections
+
+
+def _about(name: str, card: dict) -> str:
+    return f"- {code(name)}: {literal(card['about'])}."
 
 
 def _training_row(name: str, card: dict) -> tuple[str, ...]:
     run = card["run"]
     seen, minutes = f"{card['recipe']['images_seen']:,}", f"{run['seconds'] / 60:.0f}"
-    return name, seen, str(card["seed"]), minutes, str(run["images_per_second"]), f"`{card['sha256'][:12]}`"
+    rate, sha256 = literal(run["images_per_second"]), code(str(card["sha256"])[:12])
+    return name, seen, literal(card["seed"]), minutes, rate, sha256
 
 
 def _size(name: str) -> str:
@@ -140,7 +146,7 @@ def _imagenet_sections(folder: Path) -> list[str]:
         are, each file with a note of what it was measured on. Any other model that timm knows can be put in their
         place: `make record WEIGHTS=folder IMAGES=folder MODELS=names`.""")
     rows = [
-        (name, note.get("trained_on", "–"), _completeness(note), note.get("source", "timm's hub"))
+        (name, literal(note.get("trained_on", "–")), _completeness(note), literal(note.get("source", "timm's hub")))
         for name, note in models.items()
     ]
     return ["## Trained on ImageNet", about, _table(("Model", "Trained on", "Complete", "Weights from"), rows)]
@@ -152,20 +158,25 @@ def _recorded_models(folder: Path) -> tuple[dict[str, dict[str, Any]], int]:
     images = 0
     for name in results.names(folder):
         sidecar = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        models.update(sidecar.get("models") or {})
-        images = max(images, (sidecar.get("images") or {}).get("count", 0))
+        described, count = sidecar.get("models") or {}, (sidecar.get("images") or {}).get("count", 0)
+        if not isinstance(described, dict) or not all(isinstance(note, dict) for note in described.values()):
+            raise ValueError(f"{folder / name}.json: its models must be a mapping from names to notes")
+        if not isinstance(count, int):
+            raise ValueError(f"{folder / name}.json: its number of images is {count!r}")
+        models.update(described)
+        images = max(images, count)
     return models, images
 
 
 def _completeness(note: dict[str, Any]) -> str:
-    return "yes" if note.get("complete", True) else f"no: {note.get('note', 'parts are missing')}"
+    return "yes" if note.get("complete", True) else f"no: {literal(note.get('note', 'parts are missing'))}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in markdown, numbers to the right, the first column as code where it names a model."""
-    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    """A table in markdown, numbers to the right. First column: names of models, or "chance"; others: markdown."""
+    rows = list(rows)
     numeric = [all(row[i][:1].isdigit() for row in rows) for i in range(len(head))]
-    body = [[first if first == "chance" else f"`{first}`", *rest] for first, *rest in rows]
+    body = [[first if first == "chance" else code(first, in_table=True), *rest] for first, *rest in rows]
     lines = [head, ["--:" if right else ":--" for right in numeric], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from helpers.markup import code, literal
 from helpers.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, ClaimsError, Criterion, Part, load
 from helpers.verdicts import Measured, Verdict, record, unrecorded, verdicts
 
@@ -110,11 +111,18 @@ class ChapterVerdicts:
             return line + _html(why.reason + (f" Would do: {', '.join(why.checkpoints)}." if why.checkpoints else ""))
         verdict = self.found[claim.id, track]
         note = f" {_html(verdict.note)}" if verdict.note else ""
-        return f"{line}{_html(verdict.numbers())} ({_link(f'#{verdict.figure}', 'our figure')}).{note}"
+        return f"{line}{_html(verdict.numbers())} ({_link(f'#{_figure(verdict)}', 'our figure')}).{note}"
 
 
 def _html(text: str) -> str:
     return html.escape(text.replace("'", "’"), quote=False)
+
+
+def _figure(verdict: Verdict) -> str:
+    """The name of a verdict's figure, which becomes part of a link."""
+    if not re.fullmatch(r"fig-[a-z0-9-]+", verdict.figure):
+        raise ValueError(f"the record of {verdict.claim.id} on {verdict.track} names no figure: {verdict.figure!r}")
+    return verdict.figure
 
 
 def _link(address: str, text: str) -> str:
@@ -149,11 +157,11 @@ def scoreboard_page(folder: str | Path | None = None) -> str:
     paper = None
     for (of, title, chapter), group in sections.items():
         if of != paper:
-            lines += ["", f"## {of}"]
+            lines += ["", f"## {literal(of)}"]
             paper = of
         there = any((claim.id, track) in found for claim in group for track in TRACKS)
         where = f"Measured in [](/notebooks/{chapter}.ipynb)." if there else f"To be measured in chapter {chapter}."
-        lines += ["", f"### {title}", "", where]
+        lines += ["", f"### {literal(title)}", "", where]
         for claim in group:
             lines += ["", *_entry(claim, found)]
     return "\n".join(lines) + "\n"
@@ -169,9 +177,9 @@ def _summary(claims: list[Claim], found: Mapping[tuple[str, str], Verdict]) -> l
 
 def _entry(claim: Claim, found: Mapping[tuple[str, str], Verdict]) -> list[str]:
     """One claim: its sentence, a line for each track, and how it is measured, folded away."""
-    lines = [f"(claim-{claim.id.lower()})=", f"::::{{card}} {claim.id} · {_markdown(claim.sentence)}"]
+    lines = [f"(claim-{claim.id.lower()})=", f"::::{{card}} {claim.id} · {literal(claim.sentence)}"]
     reported = f" The paper reports: {claim.reported}." if claim.reported else ""
-    lines += [_markdown(f"{claim.figures}.{reported}"), ""]
+    lines += [literal(f"{claim.figures}.{reported}"), ""]
     words = {status(claim, track, found) for track in TRACKS}
     if words <= {PLANNED}:
         lines += [f"{badge(PLANNED)} **{' and '.join(TRACKS.values())}**", ""]
@@ -179,33 +187,25 @@ def _entry(claim: Claim, found: Mapping[tuple[str, str], Verdict]) -> list[str]:
         word = status(claim, track, found)
         text = ""
         if word == UNTESTABLE:
-            text = f" {_markdown(claim.untestable[track].reason)}{_checkpoints(claim, track)}"
+            text = f" {literal(claim.untestable[track].reason)}{_checkpoints(claim, track)}"
         elif word in (HOLDS, FAILS, INCONCLUSIVE):
             verdict = found[claim.id, track]
-            note = f" {verdict.note}" if verdict.note else ""
-            source = f"{{numref}}`{verdict.figure}`" + (f", n = {verdict.n:,}" if verdict.n else "")
-            text = f" {_markdown(verdict.numbers())} ({source}).{_markdown(note)}"
+            note = f" {literal(verdict.note)}" if verdict.note else ""
+            source = f"{{numref}}`{_figure(verdict)}`" + (f", n = {verdict.n:,}" if verdict.n else "")
+            text = f" {literal(verdict.numbers())} ({source}).{note}"
         lines += [f"{badge(word)} **{name}**{text}", ""]
     lines += [":::{dropdown} How it is measured"]
     for part in claim.parts:
-        name = f"*{part.name}*: " if part.name != "value" else ""
-        why = f" Why this number: {part.why}" if part.why else ""
-        unit = f" {part.unit}" if part.unit else ""
-        lines += [
-            f"{name}{_markdown(part.statistic)} Asked for: {_markdown(str(part.criterion))}{unit}.{_markdown(why)}",
-            "",
-        ]
+        name = f"*{literal(part.name)}*: " if part.name != "value" else ""
+        why = f" Why this number: {literal(part.why)}" if part.why else ""
+        unit = f" {literal(part.unit)}" if part.unit else ""
+        lines += [f"{name}{literal(part.statistic)} Asked for: {literal(part.criterion)}{unit}.{why}", ""]
     if claim.changed:
-        was, date, reason = (_markdown(claim.changed[key]) for key in ("was", "date", "reason"))
+        was, date, reason = (literal(claim.changed[key]) for key in ("was", "date", "reason"))
         lines += [f"**Changed after it had been measured** ({date}): before, {was}. Reason: {reason}", ""]
     return [*lines, ":::", "::::"]
 
 
 def _checkpoints(claim: Claim, track: str) -> str:
     names = claim.untestable[track].checkpoints
-    return f" Would do: {', '.join(f'`{name}`' for name in names)}." if names else ""
-
-
-def _markdown(text: str) -> str:
-    """Text that is to be read as it stands, in Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>$|])", r"\\\1", text)
+    return f" Would do: {', '.join(map(code, names))}." if names else ""

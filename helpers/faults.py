@@ -93,6 +93,6 @@ def faults_page(folder: Path) -> str:
         if fault.area != area:
             area = fault.area
             lines += ["", f"## {literal(area)}", "", "| What goes in | What happens | Held by |", "|:--|:--|:--|"]
-        tests = "<br>".join(code(test) for test in fault.tests)
+        tests = "<br>".join(code(test, in_table=True) for test in fault.tests)
         lines.append(f"| {literal(fault.given)} | {literal(fault.happens)} | {tests} |")
     return "\n".join(lines) + "\n"

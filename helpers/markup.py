@@ -21,9 +21,10 @@ def literal(text: object) -> str:
     return f"{first}\\{escaped[len(first) :]}" if first.isdigit() else f"\\{escaped}"
 
 
-def code(text: object) -> str:
-    """Any text as a span of code, also in a table, whatever backticks and bars it holds."""
-    plain = one_line(text).replace("|", "\\|")  # a bar ends a cell even in a span of code, unless it is escaped
+def code(text: object, in_table: bool = False) -> str:
+    """Any text as a span of code, whatever backticks it holds. ``in_table``: where a bar would end the cell."""
+    plain = one_line(text)
+    plain = plain.replace("|", "\\|") if in_table else plain
     fence = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
     inner = f" {plain} " if plain.startswith("`") or plain.endswith("`") else plain
     return f"{fence}{inner}{fence}" if plain else ""

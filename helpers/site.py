@@ -1,5 +1,6 @@
-"""Check a built site: pages, figures, links, and that reading it asks nothing of another host."""
+"""Check a built site: pages, figures, links; that reading it asks nothing of another host, and runs nothing foreign."""
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,9 @@ LOADS = {  # elements by which a page makes the browser fetch something, and the
     "object": "data",
 }
 FETCHED_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
+EMBEDS = ("iframe", "frame", "object", "embed", "applet", "base", "portal")  # elements that no page of this book needs
+RUNNING = ("javascript:", "vbscript:", "data:text/html")  # addresses that run scripts
+SETTINGS = ("DOCUMENTATION_OPTIONS.pagename", "window.MathJax")  # what scripts of the theme set on each page
 CSS_ADDRESS = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s]+)""")
 
 
@@ -85,6 +89,55 @@ def request_faults(page: Path) -> list[str]:
     return [f"asks another host for {address}" for address in loaded if is_remote(address)]
 
 
+def is_setting(script: str) -> bool:
+    """Whether a script does no more than to give one of the two ``SETTINGS`` a value in JSON or a plain string."""
+    name, _, value = script.strip().rstrip(";").partition("=")
+    value = re.sub(r"^'([^'\\\n]*)'$", r'"\1"', value.strip())
+    try:
+        json.loads(value)
+    except ValueError:
+        return False
+    return name.strip() in SETTINGS
+
+
+def is_own_file(address: str) -> bool:
+    """Whether the file of a script is where the site keeps its own: in ``_static``, or the index of the search."""
+    return bool(re.match(r"(\.\./)*(_static/|searchindex\.js$)", urlsplit(address).path))
+
+
+def theme_scripts(site: Path) -> frozenset[str]:
+    """The scripts that the theme writes into its pages: those of the page of the search, which shows nothing else."""
+    page = site / "search.html"
+    scripts = parse(page).find_all("script") if page.is_file() else []
+    return frozenset(script.get_text().strip() for script in scripts)
+
+
+def markup_faults(site: Path, page: Path) -> list[str]:
+    """Markup by which text of others could make a reader's browser run or show what is not the book's own.
+
+    That is a script but the theme's, or any within the text; an attribute that runs one; a frame or an embedded
+    object; a page that leads on by itself, but for the site's first one.
+    """
+    found = []
+    for script in parse(page).find_all("script"):
+        address, text = script.get("src"), script.get_text().strip()
+        if address and is_remote(address):
+            continue  # request_faults says so
+        own = is_own_file(address) if address else text in theme_scripts(site) or is_setting(text)
+        if script.find_parent("article") or not own:
+            found.append(f"has a script that is not the theme's: {(address or text)[:80]}")
+    found += [f"has an <{tag.name}>, which no page needs" for tag in parse(page).find_all(EMBEDS)]
+    for tag in parse(page).find_all(True):
+        for name, value in tag.attrs.items():
+            address = re.sub(r"[\x00-\x20]", "", value).lower() if isinstance(value, str) else ""
+            if name.startswith("on") or name == "srcdoc" or address.startswith(RUNNING):
+                found.append(f"<{tag.name}> runs a script by its attribute {name}: {value[:80]}")
+    if page != site / "index.html":
+        refresh = parse(page).find_all("meta", attrs={"http-equiv": re.compile("^refresh$", re.IGNORECASE)})
+        found += [f"leads on by itself: {tag.get('content')}" for tag in refresh]
+    return found
+
+
 def error_faults(page: Path) -> list[str]:
     """Cells that show an error."""
     wrong = parse(page).select("div.traceback, span.papermill-error-cell, #papermill-error-cell")
@@ -107,6 +160,7 @@ def faults(site: Path, documents: list[str]) -> list[str]:
         if name.startswith("_static/"):
             continue
         wrong = figure_faults(page) + link_faults(site, page) + request_faults(page) + error_faults(page)
+        wrong += markup_faults(site, page)
         found += [f"{name}: {fault}" for fault in wrong]
         for image in parse(page).select("article img"):
             other = described.setdefault(image.get("alt"), image.get("src"))

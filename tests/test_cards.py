@@ -4,8 +4,12 @@ import json
 import re
 
 import pytest
+from bs4 import BeautifulSoup
+from test_markup import HOSTILE, read, shown
 
-from helpers import cards, catalogue, results, zoo
+from helpers import cards, catalogue, claims, results, zoo
+from helpers.markup import one_line
+from helpers.registry import load
 
 
 def tables(page):
@@ -58,3 +62,51 @@ def test_the_models_of_the_recordings_come_from_their_sidecars(recordings):
 
 def test_without_recordings_the_page_says_how_to_make_them(tmp_path):
     assert "Nothing is recorded yet" in cards.cards_page(tmp_path)
+
+
+@pytest.mark.fault("Building the book", "code or markup in the sidecar of a recording", "it is shown as text, not run")
+def test_what_a_sidecar_says_is_text(recordings):
+    notes = {"what": "CKA", "units": {"cka": "1"}, "where": recordings}
+    models = {text: {"trained_on": text, "source": text, "complete": False, "note": text} for text in HOSTILE}
+    results.write("hostile", results.pd.DataFrame({"cka": [0.5]}), models=models, **notes)
+    page = shown(cards.cards_page(recordings))
+    rows = [[read(cell) for cell in row.select("td")] for row in page.select("tr")]
+    for text in map(one_line, HOSTILE):
+        assert [text, text, f"no: {text}", text] in rows
+    assert not page.select("script, img, b, h1 + h1, math, [onerror]")
+
+
+@pytest.mark.fault(
+    "Building the book", "code or markup in the note of a chapter's record", "it is shown as text, not run"
+)
+def test_what_a_record_says_is_text(tmp_path, monkeypatch):
+    monkeypatch.setenv(results.FOLDER_VARIABLE, str(tmp_path))
+    note = " ".join(map(one_line, HOSTILE))
+    for track in ("scenes", "imagenet"):
+        more = {"figure": "fig-within", "chapter": "02_representation", "groups": 16, "note": note}
+        claims.record("R2", track, 0.1, 0.01, **more)
+    monkeypatch.setattr(claims, "load", lambda: {"R2": load()["R2"]})
+    lines = [line for line in claims.scoreboard_page(tmp_path).splitlines() if "fig-within" in line]
+    page = shown("\n\n".join(line.replace("{numref}", "") for line in lines))  # a role of Sphinx
+    assert read(page).count(note) == 2
+    chapter = BeautifulSoup(claims.chapter_verdicts("02_representation")._repr_html_(), "html.parser")
+    assert read(chapter).count(note) == 2
+    for html in (page, chapter):
+        assert not html.select("script, img, b, h1 + h1, math, [onerror]")
+
+
+def test_a_record_whose_figure_is_no_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv(results.FOLDER_VARIABLE, str(tmp_path))
+    claims.record("R2", "scenes", 0.1, 0.01, figure="fig-within", chapter="02_representation", groups=16)
+    file = tmp_path / "claims" / "02_representation.json"
+    file.write_text(file.read_text().replace("fig-within", "fig-x`<script>`"))
+    with pytest.raises(ValueError, match="R2 on scenes names no figure"):
+        claims.scoreboard_page(tmp_path)
+
+
+@pytest.mark.parametrize("sidecar", [{"models": ["vit"]}, {"models": {"vit": "x"}}, {"images": {"count": "many"}}])
+def test_a_sidecar_of_another_form_is_named(recordings, sidecar):
+    file = recordings / "similarity.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | sidecar))
+    with pytest.raises(ValueError, match=r"similarity\.json"):
+        cards.cards_page(recordings)

@@ -61,8 +61,8 @@ def test_the_check_passes_a_good_page(page):
         ("_static/a.js", "//example.org/a.js", "asks another host"),
         ("_static/style.css", "https://example.org/style.css", "asks another host"),
         ("_static/a.png", "https://example.org/a.png", "asks another host"),
+        ("</article>", '</article><img alt="" srcset="https://example.org/a.png 2x">', "asks another host"),
         ("<body>", "<body><style>@import 'https://example.org/x.css';</style>", "asks another host"),
-        ("<body>", '<body><iframe src="https://example.org"></iframe>', "asks another host"),
         (
             "<article",
             '<article class="x"><div class="output traceback">Error</div></article><article',
@@ -73,6 +73,52 @@ def test_the_check_passes_a_good_page(page):
 def test_the_check_finds(page, right, wrong, said):
     found = page(GOOD.replace(right, wrong, 1))
     assert len(found) == 1 and said in found[0] and found[0].startswith("index.html")
+
+
+@pytest.mark.fault(
+    "Building the book", "a script, a frame or an attribute that runs one, in a page", "it is not published"
+)
+@pytest.mark.parametrize(
+    "right, wrong, said",
+    [
+        ("up</a>", "up</a><script>alert(1)</script>", "script that is not the theme's: alert(1)"),
+        ("up</a>", "up</a><script>window.MathJax = {}</script>", "script that is not"),  # within the text, no setting
+        ("up</a>", '<SCRIPT SRC="_static/a.js"></SCRIPT></a>', "script that is not"),
+        ("<body>", "<body><script>alert(1)</script>", "script that is not"),
+        ("<body>", "<body><script>location = 'javascript:alert(1)'</script>", "script that is not"),
+        ("<body>", "<body><script>window.MathJax = {}; alert(1)</script>", "script that is not"),
+        ("_static/a.js", "other.html", "script that is not"),
+        ("up</a>", 'up</a><iframe src="other.html"></iframe>', "<iframe>, which no page needs"),
+        ("up</a>", 'up</a><object data="other.html"></object>', "<object>"),
+        ("up</a>", 'up</a><embed src="other.html">', "<embed>"),
+        ("<head>", '<head><base href="other.html">', "<base>"),
+        ("up</a>", '<b OnClick="alert(1)">up</b></a>', "<b> runs a script by its attribute onclick"),
+        ('href="https://example.org"', 'href=" java\nscript:alert(1)"', "<a> runs a script by its attribute href"),
+        ("<svg", "<svg onload=alert(1)", "runs a script by its attribute onload"),
+    ],
+)
+def test_the_check_finds_markup_that_is_not_the_books(page, right, wrong, said):
+    html = GOOD.replace("</figcaption>", "</figcaption><svg></svg>")
+    assert page(html) == []
+    (found,) = page(html.replace(right, wrong, 1))
+    assert said in found and found.startswith("index.html")
+
+
+def test_the_themes_own_scripts_are_no_fault(page, tmp_path):
+    own = "<script>document.documentElement.dataset.mode = 'auto'</script>"
+    settings = "<script>DOCUMENTATION_OPTIONS.pagename = 'a/b';</script><script>window.MathJax = {\"a\": 1}</script>"
+    assert len(page(GOOD.replace("<body>", f"<body>{own}{settings}"))) == 1
+    (tmp_path / "search.html").write_text(own)
+    assert page(GOOD.replace("<body>", f"<body>{own}{settings}")) == []
+
+
+def test_only_the_first_page_leads_on(page, tmp_path):
+    leading = GOOD.replace("<head>", '<head><meta http-equiv="Refresh" content="0; url=other.html">')
+    assert page(leading) == []
+    (tmp_path / "third.html").write_text(leading)
+    assert faults(tmp_path, ["index"]) == ["third.html: leads on by itself: 0; url=other.html"] + [
+        fault for fault in faults(tmp_path, ["index"]) if "alternative text of" in fault
+    ]
 
 
 def test_the_check_finds_missing_pages_and_fonts_of_other_hosts(page, tmp_path):
