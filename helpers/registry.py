@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from helpers.results import ROOT
+from helpers.files import ROOT
 
 FILE = ROOT / "book" / "claims.yml"
 TRACKS = {"scenes": "Scenes", "imagenet": "ImageNet"}

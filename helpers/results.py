@@ -1,8 +1,8 @@
 """Tables with their provenance: what a chapter draws, it first writes here; the book and the tests read the same files.
 
 A table ``name`` is two files: ``name.csv`` (one observation a row) and ``name.json``, its sidecar: what the table
-holds, the unit of each number, models, images, seed, versions of the packages, version of the code, date, and the
-sha256 of the CSV, so that a table and a sidecar that do not belong together are noticed.
+holds, the unit of each number, models, images, seed, versions of the packages, version and commit of the book, date,
+and the sha256 of the CSV, so that a table and a sidecar that do not belong together are noticed.
 
 Chapters write below ``build/results`` (or the folder named in ``VIT_BOOK_RESULTS``); measurements on ImageNet-trained
 models, which not every machine can repeat, are kept in ``data/recorded``.
@@ -24,9 +24,12 @@ from typing import Any
 
 import pandas as pd
 
-ROOT = Path(__file__).resolve().parent.parent
+from helpers import __version__
+from helpers.files import ROOT, is_sha256, replacing, sha256
+
 FOLDER = ROOT / "build" / "results"
 RECORDED = ROOT / "data" / "recorded"
+ZOO = ROOT / "data" / "zoo"  # its cards, NAME.json, pin the weights of the book's own models
 FOLDER_VARIABLE = "VIT_BOOK_RESULTS"
 PACKAGES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pandas", "scikit-learn")
 DIGITS = 9  # significant decimal digits: enough to give back a float32 exactly
@@ -49,19 +52,29 @@ def write(
     where: str | Path | None = None,
     **provenance: Any,
 ) -> Path:
-    """Write a table and its sidecar; the path of the CSV.
+    """Write a table and its sidecar.
 
-    ``name``: lower case, such as ``02_representation/within`` (the chapter's name first, so that a missing table can
-    say which chapter makes it). ``what``: one sentence. ``units``: the unit of each column of floats, "1" where it
-    has none. ``models``: names of zoo models, whose weights' sha256 is looked up, or a mapping from any model's name
-    to what is known of it. ``images``: the ``describe()`` of an image set. ``where``: another folder than
-    ``folder()``, for instance ``RECORDED``. Anything else that can be written as JSON is kept as it is.
-    ``code``: a ``code_version()`` from before, for a run that writes several tables of a folder under version control,
-    which with the first of them is changed.
+    Args:
+        name: in lower case, such as ``02_representation/within``; the chapter's name comes first, so that a missing
+            table can say which chapter makes it.
+        table: one observation a row, its index 0 … N−1.
+        what: what the table holds, in one sentence.
+        units: the unit of each column of floats, "1" where it has none.
+        models: names of zoo models, of which the weights' sha256 is then noted, or a mapping from any model's name to
+            what is known of it.
+        images: the ``describe()`` of an image set.
+        seed: of whatever was drawn at random.
+        where: another folder than ``folder()``, for instance ``RECORDED``.
+        provenance: anything else that JSON can hold; it is kept as it is. ``code`` is a ``code_version()`` from
+            before, for a run that writes several tables of a folder under version control, which the first of them
+            changes.
+
+    Returns:
+        The path of the CSV.
 
     Raises:
         ValueError: a name that is no such path, an index that is not 0 … N−1, a column of floats without a unit,
-            a unit for a column that is not there, an empty table.
+            a unit for a column that is not there, an empty table, a model without a card in the zoo.
         TypeError: provenance that JSON can't hold.
     """
     path = _path(name, where)
@@ -83,14 +96,16 @@ def write(
         "images": dict(images or {}),
         "seed": seed,
         **provenance,
+        "version": __version__,
         "versions": versions(),
         "code": provenance.get("code") or code_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "sha256": _sha256(text),
     }
     stored = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
-    _replace(path, text)
-    _replace(path.with_suffix(".json"), stored)
+    with replacing(path, path.with_suffix(".json")) as (csv, json_):
+        csv.write_bytes(text.encode())
+        json_.write_bytes(stored.encode())
     return path
 
 
@@ -126,11 +141,6 @@ def arrays(name: str, where: str | Path | None = None) -> Path:
     return file
 
 
-def sha256(file: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal digits."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def recorded(name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """A table of ``data/recorded``, measured by ``make record``, and its sidecar. Raises as ``read`` does."""
     return read(name, RECORDED)
@@ -154,14 +164,25 @@ def versions() -> dict[str, str]:
 
 
 def code_version() -> dict[str, Any]:
-    """The repository's commit, and whether files it tracks had been changed; {} outside a repository."""
-    commit = _git("rev-parse", "HEAD")
-    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))} if commit else {}
+    """The commit of the book's own repository, and whether its code is another than that commit's; {} without one.
+
+    The code is another if git says so of a file it tracks, or if ``helpers`` holds a file that it neither tracks nor
+    ignores, or if git does not answer. A copy of the book inside another repository has no commit of its own.
+    """
+    top, commit = _git("rev-parse", "--show-toplevel"), _git("rev-parse", "HEAD")
+    if not top or not commit or Path(top).resolve() != ROOT:
+        return {}
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    untracked = _git("ls-files", "--others", "--exclude-standard", "--", "helpers")
+    return {"commit": commit, "dirty": changed != "" or untracked != ""}
 
 
 def _git(*arguments: str) -> str | None:
+    """What git says of the repository; None where there is no git or no repository, or where it fails."""
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in a hook, maybe of another repository
+    environment = {key: value for key, value in os.environ.items() if key not in elsewhere}
     try:
-        ran = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        ran = subprocess.run(["git", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return ran.stdout.strip() if ran.returncode == 0 else None
@@ -173,12 +194,19 @@ def _model_notes(models: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
         return dict(models)
     if isinstance(models, str):
         raise ValueError(f"models is a list of names or a mapping, not the string {models!r}")
-    names = list(models)
-    if not names:
-        return {}
-    from helpers import zoo  # here, so that reading a table needs no torch
+    return {name: {"source": "zoo", "sha256": _weights_hash(name)} for name in models}
 
-    return {name: {"source": "zoo", "sha256": zoo.card(name)["sha256"]} for name in names}
+
+def _weights_hash(name: str) -> str:
+    card = ZOO / f"{name}.json"
+    if not card.exists():
+        near = difflib.get_close_matches(name, [path.stem for path in ZOO.glob("*.json")], n=3, cutoff=0.5)
+        hint = f" (there is {', '.join(near)})" if near else ""
+        raise ValueError(f"the zoo has no card of {name!r}{hint}; say what is known of it: models={{{name!r}: …}}")
+    pinned = json.loads(card.read_text(encoding="utf-8")).get("sha256")
+    if not is_sha256(pinned):
+        raise ValueError(f"{card} does not pin its weights: its sha256 is {pinned!r}; restore it from version control")
+    return pinned
 
 
 def _path(name: str, where: str | Path | None) -> Path:
@@ -204,11 +232,3 @@ def _remedy(name: str, where: str | Path | None) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(text.encode())
-    part.replace(path)

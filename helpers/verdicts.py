@@ -14,7 +14,6 @@ correction for their number (an intersection-union test); the intervals are not 
 import difflib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers import results
+from helpers import files, results
 from helpers.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, Part, load, number
 from helpers.uncertainty import quantile
 
@@ -128,10 +127,7 @@ def record(
     path = results.folder() / "claims" / f"{chapter}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     stored.setdefault(claim_id, {})[track] = entry | {"verdict": _judge(claim, track, entry).word}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    files.write(path, json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
     return _judge(claim, track, entry)
 
 

@@ -18,6 +18,13 @@ def test_the_hash_is_that_of_the_bytes(tmp_path):
     assert files.sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest() == files.sha256(str(tmp_path / "a"))
 
 
+def test_only_64_digits_are_a_hash():
+    digest = hashlib.sha256(b"").hexdigest()
+    assert files.is_sha256(digest)
+    for other in (None, "", 0, digest[1:], digest + "\n", digest.upper(), "x" * 64, [digest]):
+        assert not files.is_sha256(other), other
+
+
 @pytest.mark.parametrize("content", ["näher\r\nund\n", b"\0\xff\r\n", ""])
 def test_what_is_written_is_there_byte_by_byte(tmp_path, content):
     files.write(tmp_path / "deep" / "er" / "a.txt", content)

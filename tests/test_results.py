@@ -1,12 +1,18 @@
 """Tables with provenance: what is written is read again, and what is missing or out of step says so."""
 
+import hashlib
 import json
+import subprocess
+import sys
+import tomllib
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
-from helpers import results
+import helpers
+from helpers import files, results
 
 
 @pytest.fixture
@@ -47,17 +53,115 @@ def test_the_same_table_is_the_same_file(folder, table):
     assert write(table).read_bytes() == first
 
 
-def test_models_are_noted_by_the_hash_of_their_weights(folder, table, monkeypatch):
-    from helpers import zoo
-
-    monkeypatch.setattr(zoo, "card", lambda name: {"sha256": f"hash of {name}", "curve": [1, 2, 3]})
-    write(table, models=["vit", "resnet"])
+def test_models_are_noted_by_the_hash_of_their_weights(folder, table, tmp_path, monkeypatch):
+    card, digest = tmp_path / "zoo" / "vit.json", hashlib.sha256(b"weights").hexdigest()
+    files.write(card, json.dumps({"sha256": digest, "curve": [1, 2, 3]}))
+    monkeypatch.setattr(results, "ZOO", card.parent)
+    write(table, models=["vit"])
     sidecar = results.read("02_representation/within")[1]
-    assert sidecar["models"]["vit"] == {"source": "zoo", "sha256": "hash of vit"}
+    assert sidecar["models"] == {"vit": {"source": "zoo", "sha256": digest}}
     write(table, models={"resnet50": {"source": "a folder"}})
     assert results.read("02_representation/within")[1]["models"] == {"resnet50": {"source": "a folder"}}
     with pytest.raises(ValueError, match="list of names"):
         write(table, models="vit")
+    with pytest.raises(ValueError, match=r"no card of 'vti' \(there is vit\)"):
+        write(table, models=["vti"])
+    card.write_text('{"sha256": null}')
+    with pytest.raises(ValueError, match=r"vit\.json does not pin its weights: its sha256 is None"):
+        write(table, models=["vit"])
+
+
+def test_the_stored_models_are_noted_as_the_zoo_has_them(folder, table):
+    write(table, models=["vit", "colours"])
+    noted = results.read("02_representation/within")[1]["models"]
+    for name in ("vit", "colours"):
+        assert noted[name]["sha256"] == files.sha256(files.ROOT / "data" / "zoo" / f"{name}.safetensors")
+
+
+def test_tables_and_verdicts_need_no_torch():
+    code = (
+        "import sys; from helpers import results, verdicts; results.recorded('rollout'); verdicts.verdicts();"
+        "results._model_notes(['vit']); print(sorted({'torch', 'torchvision', 'timm'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=files.ROOT, capture_output=True, text=True, timeout=300)
+    assert ran.stdout.strip() == "[]", ran.stderr
+
+
+# --- the version of the code
+
+
+def test_one_version_is_said_everywhere(folder, table, root):
+    write(table)
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert results.read("02_representation/within")[1]["version"] == version == helpers.__version__
+    assert yaml.safe_load((root / "CITATION.cff").read_text())["version"] == version
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """A repository of its own with the library's folder, as if the book lay there."""
+    path = tmp_path / "elsewhere" / "book"
+    for name in ("helpers/cka.py", "notebooks/a.ipynb"):
+        files.write(path / name, "1\n")
+    files.write(path / ".gitignore", "build/\n__pycache__/\n")
+    monkeypatch.setattr(results, "ROOT", path)
+    git(path, "init", "-q")
+    git(path, "add", ".")
+    git(path, *AUTHOR, "commit", "-q", "-m", "all")
+    return path
+
+
+AUTHOR = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+
+
+def git(path, *arguments):
+    return subprocess.run(["git", *arguments], cwd=path, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_commit_is_clean_only_if_the_code_is_that_of_the_commit(book):
+    commit = git(book, "rev-parse", "HEAD")
+    assert results.code_version() == {"commit": commit, "dirty": False}
+    files.write(book / "helpers" / "__pycache__" / "cka.pyc", "built")
+    files.write(book / "build" / "results" / "a.csv", "built")
+    files.write(book / "notes.txt", "no code")
+    assert results.code_version() == {"commit": commit, "dirty": False}
+    (book / "helpers" / "hsic.py").write_text("of mine\n")
+    assert results.code_version() == {"commit": commit, "dirty": True}  # a new room, which git does not know
+    (book / "helpers" / "hsic.py").unlink()
+    files.write(book / "helpers" / "measures" / "new.py", "of mine\n")
+    assert results.code_version()["dirty"]
+    (book / "helpers" / "measures" / "new.py").unlink()
+    (book / "notebooks" / "a.ipynb").write_text("2\n")
+    assert results.code_version()["dirty"]
+
+
+def test_a_copy_inside_another_repository_has_no_commit(book, monkeypatch):
+    """As from a tarball: neither the commit of the repository around it, nor one that a hook's variables name."""
+    copy = book / "build" / "unpacked"
+    files.write(copy / "helpers" / "cka.py", "1\n")
+    monkeypatch.setattr(results, "ROOT", copy)
+    assert results.code_version() == {}
+    monkeypatch.setenv("GIT_DIR", str(book / ".git"))
+    assert results.code_version() == {}
+    monkeypatch.setattr(results, "ROOT", book)
+    monkeypatch.setenv("GIT_DIR", str(files.ROOT / ".git"))
+    assert (
+        results.code_version()["commit"]
+        == subprocess.run(
+            ["git", "--git-dir", str(book / ".git"), "rev-parse", "HEAD"], capture_output=True, text=True
+        ).stdout.strip()
+    )
+
+
+def test_a_state_that_git_does_not_tell_is_not_clean(book, monkeypatch):
+    ask = results._git
+    monkeypatch.setattr(results, "_git", lambda *words: None if words[0] == "status" else ask(*words))
+    assert results.code_version()["dirty"] is True
+    monkeypatch.setattr(results, "_git", lambda *words: None)
+    assert results.code_version() == {}
+
+
+# --- tables that are changed, missing or refused
 
 
 def test_a_changed_table_is_noticed(folder, table):

@@ -1,0 +1,42 @@
+"""timm and torchvision can be imported after the library, whichever builds of torch and torchvision meet."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from helpers import files
+
+
+def run(code: str) -> str:
+    """What a fresh process prints that runs ``code``."""
+    environment = {**os.environ, "PYTHONPATH": str(files.ROOT)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["timm", "torchvision", "torchvision.transforms.v2", "timm.models.resnet"])
+def test_the_library_first(module):
+    model = "timm.create_model('test_vit').eval()(torch.zeros(1, 3, 160, 160)).shape"
+    assert run(f"import helpers, {module}, timm, torch, torchvision; print(*{model})") == "1 1000"
+
+
+@pytest.mark.parametrize("module", ["timm", "torchvision.ops", "timm.models.resnet"])
+def test_the_library_after_an_import_that_may_have_failed(module):
+    attempt = f"try:\n    import {module}\nexcept RuntimeError as error:\n    print(error)\n"
+    said = run(
+        f"{attempt}import helpers\nimport {module}, torchvision.transforms\nfrom helpers import zoo\nprint('all there')"
+    )
+    assert said in ("all there", "operator torchvision::nms does not exist\nall there")
+
+
+def test_torchvision_is_found_where_it_lies_and_an_error_of_its_own_is_not_hidden(tmp_path):
+    where = "importlib.util.find_spec('torchvision').origin"
+    assert run(f"import importlib.util; print({where})") == run(f"import helpers, importlib.util; print({where})")
+    files.write(tmp_path / "torchvision" / "__init__.py", "raise RuntimeError('something else')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import helpers\n"
+    assert (
+        run(code + "try:\n    import torchvision\nexcept RuntimeError as error:\n    print(error)") == "something else"
+    )
