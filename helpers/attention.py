@@ -31,13 +31,14 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.xcit import XCA
 from torch import Tensor, nn
 
-from helpers.hsic import GROUPS
-from helpers.images import normalise
+from helpers.inputs import normalise, pixels
 from helpers.positions import prefix_tokens
 from helpers.taps import Tap, capture, evaluating
+from helpers.uncertainty import GROUPS, delete_one
 
 WINDOWED = (SwinTransformer, SwinTransformerV2)
 CHUNK = 64  # images whose maps of one layer are held at a time
+COLUMNS = ["head", "distance", "plain", "prefix", "name", "block", "uniform", "windowed", "left_out"]
 
 
 @contextmanager
@@ -86,7 +87,10 @@ def attention_maps(
 
 
 def attentions(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
-    """Names of a model's attention modules in the order of depth, or ``names`` if they are such. Raises as above."""
+    """Names of a model's attention modules in the order of depth, or ``names`` if they are such.
+
+    Raises ``ValueError`` as ``attention_maps`` does for a model, and for a name that is none of its attentions.
+    """
     kind, modules = type(model).__name__, dict(model.named_modules())
     found = [
         name
@@ -98,8 +102,8 @@ def attentions(model: nn.Module, names: Iterable[str] | None = None) -> list[str
         raise ValueError(f"{kind} has no attention: attention maps are those of transformers (ViT, Swin, PiT, …)")
     if over := [name for name in found if isinstance(modules[name], XCA)]:
         raise ValueError(f"{kind}: {over[0]} attends over channels, not over positions: there is no distance in that")
-    if dumb := [name for name in found if not isinstance(getattr(modules[name], "attn_drop", None), nn.Module)]:
-        what = f"{len(dumb)} of {len(found)} attention modules ({dumb[0]} is a {type(modules[dumb[0]]).__name__})"
+    if closed := [name for name in found if not isinstance(getattr(modules[name], "attn_drop", None), nn.Module)]:
+        what = f"{len(closed)} of {len(found)} attention modules ({closed[0]} is a {type(modules[closed[0]]).__name__})"
         raise ValueError(f"{kind}: {what} have no attn_drop after their softmax, where maps are read")
     wanted = found if names is None else list(names)
     if strange := [name for name in wanted if name not in found]:
@@ -193,17 +197,22 @@ def attention_distance(
     """Attention distance of every head (Raghu et al. 2021, Figure 3), with what its errors need.
 
     Args:
+        model: a transformer of timm's; run in eval mode, its modes restored.
         batches: batches of images (n, 3, H, W), or tuples that begin with them; batch b is in group b mod ``groups``.
         names: of attention modules, all by default.
+        groups: number of jackknife groups, at least 2.
         chunk: images whose maps are held at a time.
 
-    Returns a table with one row a head, once for all images (``left_out`` −1) and once without each group: ``name``
-    and ``block`` (number, from 0) of the attention, ``head``; ``distance`` and ``plain`` (px), with and without
-    renormalisation over patches; ``prefix``, the share of patches' attention that falls on prefix tokens;
-    ``uniform`` (px), the distance of uniform attention, within a window where ``windowed``. A windowed head is bounded
-    by its window and should not be called local beside heads that could look anywhere.
+    Returns:
+        a table with one row a head, once for all images (``left_out`` −1) and once without each group: ``name`` and
+        ``block`` (number, from 0) of the attention, ``head``; ``distance`` and ``plain`` (px), with and without
+        renormalisation over patches; ``prefix``, the share of patches' attention that falls on prefix tokens;
+        ``uniform`` (px), the distance of uniform attention, within a window where ``windowed``. A windowed head is
+        bounded by its window and should not be called local beside heads that could look anywhere.
 
-    Raises ``ValueError`` as ``attention_maps`` and ``grid_of`` do, and for fewer batches than groups.
+    Raises:
+        ValueError: as ``attention_maps`` and ``grid_of`` do, and for fewer than two groups or fewer batches than
+            groups.
     """
     if groups < 2:
         raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
@@ -212,7 +221,7 @@ def attention_distance(
     counts, grids, number = [0] * groups, {}, -1
     with evaluating(model), ExitStack() as stack:
         for number, batch in enumerate(batches):
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            images = pixels(batch)
             if not grids:
                 with attention_maps(model, lambda A: A.shape[-1], names) as tokens:
                     model(normalise(model, images[:1]))
@@ -229,16 +238,20 @@ def attention_distance(
             counts[number % groups] += len(images)
         if number + 1 < groups:
             raise ValueError(f"{groups} jackknife groups need as many batches; got {number + 1}: use smaller ones")
-    tables = []
-    for left_out in range(-1, groups):
+
+    def means(left_out: int | None) -> dict[str, np.ndarray]:
         kept = [group for group in range(groups) if group != left_out]
         total = sum(counts[group] for group in kept)
-        for block, name in enumerate(names):
-            mean = (sum(sums[name][group] for group in kept) / total).numpy()
-            table = pd.DataFrame(mean, columns=["distance", "plain", "prefix"]).rename_axis("head").reset_index()
-            about = {"uniform": grids[name].uniform(), "windowed": grids[name].windowed, "left_out": left_out}
-            tables.append(table.assign(name=name, block=block, **about))
-    return pd.concat(tables, ignore_index=True)
+        values = np.concatenate([(sum(sums[name][group] for group in kept) / total).numpy() for name in names])
+        return dict(zip(("distance", "plain", "prefix"), values.T, strict=True))  # each (heads of all attentions,)
+
+    rows = [
+        (head, grids[name].uniform(), grids[name].windowed, name, block)
+        for block, name in enumerate(names)
+        for head in range(len(sums[name][0]))
+    ]
+    heads = pd.DataFrame(rows, columns=["head", "uniform", "windowed", "name", "block"])
+    return delete_one(heads, means, range(groups))[COLUMNS]
 
 
 @torch.inference_mode()
@@ -264,7 +277,7 @@ def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK)
 
     with evaluating(model), attention_maps(model, received) as looked, capture(model, taps, norms) as entered:
         for batch in batches:
-            for part in (batch[0] if isinstance(batch, (tuple, list)) else batch).split(chunk):
+            for part in pixels(batch).split(chunk):
                 model(normalise(model, part))
                 if len(counts := {looked[name].numel() for name in names}) > 1:
                     raise ValueError(

@@ -21,10 +21,11 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from helpers.attention import WINDOWED, attention_maps, attentions, distances, grid_of
-from helpers.hsic import GROUPS, LEAST, MinibatchCKA, Sums, gram_linear, gram_row, row_of_gram
-from helpers.images import normalise
+from helpers.hsic import LEAST, MinibatchCKA, Sums, gram_linear, gram_row, row_of_gram
+from helpers.inputs import normalise, pixels
 from helpers.positions import prefix_tokens
 from helpers.taps import Tap, capture, evaluating, taps_for
+from helpers.uncertainty import GROUPS, delete_one
 
 MOST = 16  # heads, of which there are 65,534 subsets
 
@@ -43,32 +44,80 @@ def head_subsets(vit: nn.Module, resnet: nn.Module, batches: Iterable, *, groups
     A head's output is A · v at the patch tokens, before the projection; those of a subset are laid side by side. The
     Gram matrix of features side by side is the sum of their Gram matrices, centred or not, so the HSIC of a subset is
     the sum of those of its heads, and only the heads are read from the images. The CKA is that with each block of the
-    ResNet's first stage, averaged. Batch b is in jackknife group b mod ``groups``; batches below 4 images, of which
-    there is no CKA, are left out.
+    ResNet's first stage, averaged.
 
-    Returns a table of ``subset`` (such as "0 2"), its number of ``heads``, ``distance`` (px, mean of its heads'),
-    ``cka``, ``left_out``; all subsets but the empty and the full one. Raises ``ValueError`` for a single head and for
-    more than 16, for windows, for a group without a batch, and as ``attention_distance`` does.
+    Args:
+        vit: a transformer of 2 to 16 heads that attends to the whole image.
+        resnet: a ResNet, or another network of stages.
+        batches: batches of images (n, 3, H, W), or tuples that begin with them; batch b is in jackknife group b mod
+            ``groups``. Those below 4 images, of which there is no CKA, are left out.
+        groups: number of jackknife groups, at least 2.
+
+    Returns:
+        a table of ``subset`` (such as "0 2"), its number of ``heads``, ``distance`` (px, mean of its heads'), ``cka``,
+        ``left_out``; all subsets but the empty and the full one.
+
+    Raises:
+        ValueError: for a single head and for more than 16, for windows, for a group without a batch, and as
+            ``attention_distance`` does.
     """
-    if isinstance(vit, WINDOWED):
-        raise ValueError(
-            f"{type(vit).__name__} attends within windows, and its heads cannot look farther than these: take a "
-            "transformer that attends to the whole image (ViT, DeiT, BEiT, PiT)"
-        )
     if groups < 2:
         raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
-    name, device = attentions(vit)[0], next(vit.parameters()).device
-    blocks = [tap for tap in taps_for(resnet, ["block"]) if re.match(r"stages\.0\.|layer1\.", tap.name)]
-    entrance = _first_stage(resnet)
-    heads, prefix = vit.get_submodule(name).num_heads, prefix_tokens(vit)
+    name = _attention_with_subsets(vit)
+    sums, distances_of_heads = _read_heads(vit, resnet, batches, name, groups)
+    member = _subsets(vit.get_submodule(name).num_heads)
+    sums = sums_of_subsets(sums, member.astype(float))
+
+    def measure(left_out: int | None) -> dict[str, np.ndarray]:
+        parts = [part for group in range(groups) if group != left_out for part in distances_of_heads[group]]
+        mean = (sum(n * value for n, value in parts) / sum(n for n, _ in parts)).numpy()  # (heads,)
+        distance = np.where(member, mean, 0).sum(1) / member.sum(1)
+        return {"distance": distance, "cka": sums.cka(left_out).mean(1)}
+
+    names = [" ".join(map(str, np.flatnonzero(heads))) for heads in member]
+    about = pd.DataFrame({"subset": names, "heads": member.sum(1)})
+    return delete_one(about, measure, range(groups))[["subset", "heads", "distance", "cka", "left_out"]]
+
+
+def _attention_with_subsets(vit: nn.Module) -> str:
+    """The name of a ViT's first attention. Raises ``ValueError`` where its heads have no subsets to compare."""
+    kind = type(vit).__name__
+    if isinstance(vit, WINDOWED):
+        raise ValueError(
+            f"{kind} attends within windows, and its heads cannot look farther than these: take a transformer that "
+            "attends to the whole image (ViT, DeiT, BEiT, PiT)"
+        )
+    name = attentions(vit)[0]
+    heads = vit.get_submodule(name).num_heads
     if heads == 1:
-        raise ValueError(f"{type(vit).__name__} has a single head in {name}: there are no subsets to compare")
+        raise ValueError(f"{kind} has a single head in {name}: there are no subsets to compare")
     if heads > MOST:
         raise ValueError(
-            f"{type(vit).__name__} has {heads} heads in {name}, and {2**heads - 2:,} subsets of them are too many to "
-            f"compare; take a transformer of at most {MOST}"
+            f"{kind} has {heads} heads in {name}, and {2**heads - 2:,} subsets of them are too many to compare; take "
+            f"a transformer of at most {MOST}"
         )
-    metric = MinibatchCKA(heads + len(blocks), groups=groups).to(device)
+    return name
+
+
+def _subsets(heads: int) -> np.ndarray:
+    """Which heads belong to each subset but the empty and the full one, smaller ones first: (S, heads) bool."""
+    chosen = [subset for size in range(1, heads) for subset in combinations(range(heads), size)]
+    return np.array([[head in subset for head in range(heads)] for subset in chosen])
+
+
+def _read_heads(
+    vit: nn.Module, resnet: nn.Module, batches: Iterable, name: str, groups: int
+) -> tuple[Sums, list[list[tuple[int, Tensor]]]]:
+    """HSICs of the heads of attention ``name`` and of a ResNet's first stage; distances of the heads, by group.
+
+    The HSICs are those of H heads and M blocks among themselves, (G, H + M, H + M). The distances of each group are one
+    pair a batch: the number of its images, and the mean over them (H,). Raises ``ValueError`` for a group without a
+    batch.
+    """
+    heads, prefix = vit.get_submodule(name).num_heads, prefix_tokens(vit)
+    blocks = [tap for tap in taps_for(resnet, ["block"]) if re.match(r"stages\.0\.|layer1\.", tap.name)]
+    entrance = _first_stage(resnet)
+    metric = MinibatchCKA(heads + len(blocks), groups=groups).to(next(vit.parameters()).device)
 
     def rows(x: Tensor) -> Tensor:  # (n, prefix + T, heads · d) → (heads, n²)
         parts = x[:, prefix:].unflatten(-1, (heads, -1)).unbind(2)
@@ -81,7 +130,7 @@ def head_subsets(vit: nn.Module, resnet: nn.Module, batches: Iterable, *, groups
     short = 0
     with evaluating(vit), evaluating(resnet), _first_block(vit):
         for number, batch in enumerate(batches):
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            images = pixels(batch)
             if len(images) < LEAST:
                 short += 1
                 continue
@@ -101,17 +150,7 @@ def head_subsets(vit: nn.Module, resnet: nn.Module, batches: Iterable, *, groups
         )
     if not all(found):
         raise ValueError(f"{groups} groups for the jackknife need as many batches; use smaller ones")
-    subsets = [chosen for k in range(1, heads) for chosen in combinations(range(heads), k)]
-    member = np.array([[head in chosen for head in range(heads)] for chosen in subsets])  # (S, heads)
-    sums, tables = sums_of_subsets(metric.sums(), member.astype(float)), []
-    about = pd.DataFrame({"subset": [" ".join(map(str, chosen)) for chosen in subsets], "heads": member.sum(1)})
-    for left_out in range(-1, groups):
-        parts = [part for group in range(groups) if group != left_out for part in found[group]]
-        mean = (sum(n * value for n, value in parts) / sum(n for n, _ in parts)).numpy()
-        distances_of = np.where(member, mean, 0).sum(1) / member.sum(1)
-        cka = sums.cka(None if left_out < 0 else left_out).mean(1)
-        tables.append(about.assign(distance=distances_of, cka=cka, left_out=left_out))
-    return pd.concat(tables, ignore_index=True)
+    return metric.sums(), found
 
 
 def sums_of_subsets(sums: Sums, member: np.ndarray) -> Sums:

@@ -13,6 +13,7 @@ began as. A convolution's positions have their centres where kernels, strides an
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from helpers.hsic import GROUPS, LEAST, Sums, gram_row
-from helpers.images import ImageSet, batches, normalise
+from helpers.hsic import LEAST, Sums, gram_row
+from helpers.images import ImageSet, batches
+from helpers.inputs import normalise, pixels
 from helpers.positions import Centres, positions
 from helpers.probes import OUTPUTS
 from helpers.taps import Tap, capture, evaluating, taps_for
+from helpers.uncertainty import GROUPS, delete_one
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,23 @@ def table(found: Mapping[str, TokenPatches], depths: Sequence[float], **labels: 
     Columns: ``labels``, place, depth, left_out, chance, hit_rate, displacement, border_confusion, matched_confusion;
     and shuffled, the hit rate of the control (NaN without one).
     """
-    rows = []
-    for (place, at), depth in zip(found.items(), depths, strict=True):
-        for group in (None, *np.flatnonzero(at.sums.batches)):
-            matrix = at.sums.cka(without=group)
-            numbers = {
-                fn.__name__: fn(matrix, at.grid) for fn in (hit_rate, displacement, border_confusion, matched_confusion)
-            }
-            shuffled = np.nan if at.control is None else hit_rate(at.control.sums.cka(without=group), at.grid)
-            left_out = -1 if group is None else int(group)
-            about = {**labels, "place": place, "depth": depth, "left_out": left_out, "chance": chance(at.grid)}
-            rows.append({**about, **numbers, "shuffled": shuffled})
-    return pd.DataFrame(rows)
+    measures = (hit_rate, displacement, border_confusion, matched_confusion)
+
+    def measure(at: TokenPatches, left_out: int | None) -> dict[str, float]:
+        matrix = at.sums.cka(without=left_out)
+        numbers = {fn.__name__: fn(matrix, at.grid) for fn in measures}
+        shuffled = np.nan if at.control is None else hit_rate(at.control.sums.cka(without=left_out), at.grid)
+        return {"chance": chance(at.grid), **numbers, "shuffled": shuffled}
+
+    tables = [
+        delete_one(
+            pd.DataFrame([{**labels, "place": place, "depth": depth}]),
+            partial(measure, at),
+            np.flatnonzero(at.sums.batches),
+        )
+        for (place, at), depth in zip(found.items(), depths, strict=True)
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def rim(grid: tuple[int, int]) -> np.ndarray:
@@ -162,50 +170,43 @@ def token_patches(
     preprocess: Callable[[Tensor], Tensor] | None = None,
     progress: bool = False,
 ) -> dict[str, TokenPatches]:
-    """Token-to-patch CKA of each place, in one pass: the place's name → its matrix. Prefix tokens are left out.
+    """Token-to-patch CKA of several places of a network, in one pass. Prefix tokens are left out.
 
-    ``images``: an ``ImageSet`` or a tensor (N, 3, H, W) uint8, read in batches of ``batch``; a last one below 4 images
-    is left out. ``places``: taps, by default the output of each block. ``shuffle``: a seed for the control. The memory
-    that is needed grows with T n², not with the number of images. The model is run in eval mode, and its modes are
-    restored.
+    The memory that is needed grows with T n², for T positions and n images a batch, not with the number of images.
 
-    Raises ``ValueError`` for places without positions, more positions than pixels can be told apart, no batch of 4
-    images, activations that are not finite.
+    Args:
+        model: run in eval mode; its modes are restored.
+        images: an ``ImageSet`` or a tensor (N, 3, H, W) uint8. Batch b is in jackknife group b mod 16.
+        places: taps, by default the output of each block.
+        batch: images that are read at a time; a last batch below 4 images is left out.
+        shuffle: a seed for the control, in which images are shuffled on the side of the patches; None for no control.
+        preprocess: a function of a batch of images, in place of ``images.normalise``.
+        progress: show a bar.
+
+    Returns:
+        the place's name → its ``TokenPatches``.
+
+    Raises:
+        ValueError: for places without positions, more positions than pixels can be told apart, no batch of 4 images,
+            activations that are not finite.
     """
-    places = taps_for(model, OUTPUTS) if places is None else list(places)
-    kept: dict[str, dict[str, np.ndarray]] = {}
-    grids: dict[str, tuple[int, int]] = {}
-    cut: dict[tuple[int, int], Tensor] = {}
-    rows: dict[tuple[int, int], Tensor] = {}
-    order = torch.zeros(0)
-
-    def compare(x: Tensor) -> tuple[tuple[int, int], dict[str, Tensor]]:
-        at = positions(model, x)
-        mine = token_rows(at.tokens)
-        if at.grid not in cut:
-            cut[at.grid] = own_patches(centres, at.grid, part.shape[-2:])
-        if at.grid not in rows:
-            rows[at.grid] = patch_rows(part, cut[at.grid]).to(mine)
-        other = rows[at.grid]
-        found = {"cross": mine @ other.T, "self_x": mine.square().sum(1), "self_y": other.square().sum(1)}
-        if shuffle is not None:
-            n = len(part)
-            mixed = mine.view(-1, n, n)[:, order][:, :, order].flatten(1)
-            found["shuffled"] = mixed @ other.T
-        return at.grid, {name: value.double().cpu() for name, value in found.items()}
-
     if min(len(images), batch) < LEAST:
         raise ValueError(f"CKA needs a batch of at least {LEAST} images; got {len(images)} in batches of {batch}")
+    places = taps_for(model, OUTPUTS) if places is None else list(places)
     loader = images.split(batch) if isinstance(images, Tensor) else batches(images, batch)
     counts = np.zeros((2, GROUPS), dtype=np.int64)  # batches, images
-    with evaluating(model), Centres(model) as centres, capture(model, places, compare) as out:
+    kept: dict[str, dict[str, np.ndarray]] = {}  # place → name of a sum → by group
+    grids: dict[str, tuple[int, int]] = {}
+    with evaluating(model), Centres(model) as centres:
+        own = cache(partial(own_patches, centres))  # grid, size → the patch of each pixel
         for index, part in enumerate(tqdm(loader, desc="tokens and patches", unit="batch", disable=not progress)):
-            part = part[0] if isinstance(part, (tuple, list)) else part
+            part = pixels(part)
             if len(part) < LEAST:
                 continue
-            rows.clear()
-            order = torch.from_numpy(np.random.default_rng((shuffle or 0, index)).permutation(len(part)))
-            model(normalise(model, part) if preprocess is None else preprocess(part))
+            size = tuple(part.shape[-2:])
+            order = None if shuffle is None else _permutation(len(part), shuffle, index)
+            with capture(model, places, _comparison(model, part, own, order)) as out:
+                model(normalise(model, part) if preprocess is None else preprocess(part))
             counts[:, index % GROUPS] += 1, len(part)
             for place, (grid, found) in out.items():
                 if not found["self_x"].isfinite().all():
@@ -214,13 +215,53 @@ def token_patches(
                 grids[place] = grid
                 for name, value in found.items():
                     sums[name][index % GROUPS] += value.numpy()
-    result = {}
-    for place, sums in kept.items():
-        shuffled = sums.pop("shuffled", None)
-        plain = TokenPatches(Sums(**sums, batches=counts[0], images=counts[1]), grids[place], cut[grids[place]])
-        control = None if shuffled is None else replace(plain, sums=replace(plain.sums, cross=shuffled))
-        result[place] = replace(plain, control=control)
-    return result
+    return {place: _with_control(sums, counts, grids[place], own(grids[place], size)) for place, sums in kept.items()}
+
+
+def _comparison(
+    model: nn.Module, images: Tensor, own: Callable[..., Tensor], order: Tensor | None
+) -> Callable[[Tensor], tuple[tuple[int, int], dict[str, Tensor]]]:
+    """The function of an activation that gives its grid, and HSICs of its positions with the patches of ``images``.
+
+    ``own``: grid and size of the images → the position to whose patch each pixel belongs, (H, W). The patches' rows
+    are made once for each grid, when it is first met.
+    """
+    size = tuple(images.shape[-2:])
+    rows: dict[tuple[int, int], Tensor] = {}
+
+    def compare(x: Tensor) -> tuple[tuple[int, int], dict[str, Tensor]]:
+        at = positions(model, x)
+        tokens = token_rows(at.tokens)
+        if at.grid not in rows:
+            rows[at.grid] = patch_rows(images, own(at.grid, size)).to(tokens)
+        return at.grid, _hsics(tokens, rows[at.grid], order)
+
+    return compare
+
+
+def _hsics(tokens: Tensor, patches: Tensor, order: Tensor | None) -> dict[str, Tensor]:
+    """HSICs of rows (T, n²) with rows (S, n²), and of each with itself; "shuffled": with images in ``order`` (n,)."""
+    found = {"cross": tokens @ patches.T, "self_x": tokens.square().sum(1), "self_y": patches.square().sum(1)}
+    if order is not None:
+        n = len(order)
+        found["shuffled"] = tokens.view(-1, n, n)[:, order][:, :, order].flatten(1) @ patches.T
+    return {name: value.double().cpu() for name, value in found.items()}
+
+
+def _permutation(count: int, seed: int, batch: int) -> Tensor:
+    """An order of ``count`` images, another one for each batch: (count,)."""
+    return torch.from_numpy(np.random.default_rng((seed, batch)).permutation(count))
+
+
+def _with_control(
+    sums: Mapping[str, np.ndarray], counts: np.ndarray, grid: tuple[int, int], patches: Tensor
+) -> TokenPatches:
+    """The result of one place, with a control where there are shuffled sums. ``counts`` (2, G): batches, images."""
+    cross, self_x, self_y = (sums[name] for name in ("cross", "self_x", "self_y"))
+    found = TokenPatches(Sums(cross, self_x, self_y, *counts), grid, patches)
+    if "shuffled" not in sums:
+        return found
+    return replace(found, control=replace(found, sums=replace(found.sums, cross=sums["shuffled"])))
 
 
 def token_rows(tokens: Tensor) -> Tensor:

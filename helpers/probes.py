@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from tqdm import tqdm
 
-from helpers.images import batches, normalise
+from helpers.images import batches
+from helpers.inputs import normalise, pixels
 from helpers.positions import has_class_token, positions
 from helpers.taps import Tap, capture, evaluating, taps_for
 from helpers.uncertainty import interval  # noqa: F401  (chapters take it from here)
@@ -84,10 +85,21 @@ def fit(
     l2s: Sequence[float],
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> Probe:
-    """The probe of features x (…, N, D) and targets y (…, N, K) whose l2 does best on held-out images.
+    """The probe whose l2 does best on held-out images. A feature that never changes among the N images is left out.
 
-    ``loss(scores, valid_y)``: one number for each probe, from scores (…, V, K); ties go to the larger l2. A feature
-    that never changes among the N images is left out. Raises ``ValueError`` where none does change.
+    Args:
+        x: features (…, N, D) to learn from.
+        y: their targets (…, N, K).
+        valid_x: features (…, V, D) to choose the l2 on.
+        valid_y: their targets, as ``loss`` takes them.
+        l2s: to choose from; of two that do as well, the larger is taken.
+        loss: scores (…, V, K) and ``valid_y`` → one number for each probe (…).
+
+    Returns:
+        one probe, or one for each index of the leading axes.
+
+    Raises:
+        ValueError: where no feature changes among the N images.
     """
     x = x.float()
     std, mean = torch.std_mean(x, -2, keepdim=True, correction=0)
@@ -129,11 +141,23 @@ def probe_accuracy(
     test_y: Tensor,
     l2s: Sequence[float] = L2S,
 ) -> Probed:
-    """Accuracy of class probes: features (N, D) or (T, N, D), labels (N,) of 0 … C − 1 as whole numbers.
+    """Accuracy of class probes, one for each token where features are (T, N, D).
 
-    The l2 with the fewest errors on the validation images is taken, for each of the T probes its own; the test
-    labels have no part in it. Raises ``ValueError`` for labels that are no such numbers, for a class without a
-    training image, for features that are NaN or never change.
+    Args:
+        train_x: features (N, D) or (T, N, D) to learn from.
+        train_y: their labels (N,), whole numbers of 0 … C − 1.
+        valid_x: features (V, D) or (T, V, D) to choose the l2 on; each probe takes that with the fewest errors.
+        valid_y: their labels (V,).
+        test_x: features (M, D) or (T, M, D) to be scored on.
+        test_y: their labels (M,), which have no part in the choice.
+        l2s: to choose from.
+
+    Returns:
+        whether each test image was labelled rightly, (M,) or (T, M), and the chosen l2.
+
+    Raises:
+        ValueError: for labels that are no such numbers, for a class without a training image, for features that are
+            not finite or never change.
     """
     classes = int(train_y.max()) + 1
     for name, labels in (("training", train_y), ("validation", valid_y), ("test", test_y)):
@@ -166,9 +190,22 @@ def probe_error(
     test_y: Tensor,
     l2s: Sequence[float] = L2S,
 ) -> Probed:
-    """Distance to the truth of regression probes: features (N, D) or (T, N, D), targets (N, K), say x and y in pixels.
+    """Distance to the truth of regression probes, one for each token where features are (T, N, D).
 
-    The l2 with the smallest squared error on the validation images is taken. Raises as ``probe_accuracy``.
+    Args:
+        train_x: features (N, D) or (T, N, D) to learn from.
+        train_y: their targets (N, K), such as x and y in pixels.
+        valid_x: features (V, D) or (T, V, D) to choose the l2 on; each probe takes that with the least squared error.
+        valid_y: their targets (V, K).
+        test_x: features (M, D) or (T, M, D) to be scored on.
+        test_y: their targets (M, K), which have no part in the choice.
+        l2s: to choose from.
+
+    Returns:
+        the Euclidean distance of each test image's prediction to its target, (M,) or (T, M), and the chosen l2.
+
+    Raises:
+        ValueError: for features that are not finite or never change.
     """
 
     def squared(scores: Tensor, truth: Tensor) -> Tensor:
@@ -229,12 +266,26 @@ def probe_scores(
     seed: int = 0,
     l2s: Sequence[float] = L2S,
 ) -> Tensor:
-    """Which test images class probes get right: (R, N), or (R, T, N) of features (T, N, D); R draws of shots.
+    """Which test images class probes get right, for several draws of the images they learn from.
 
-    ``shots``: images a class that a probe learns from, drawn anew R = ``draws`` times; None: all, R = 1. The l2 is
-    chosen on at most ``held_out`` other images of ``x``; without shots these are at most a fifth, taken out first.
-    ``uncertainty.interval`` gives the mean its interval. Raises as ``few_shot`` and ``probe_accuracy``, and where no
-    image is left to choose by.
+    ``uncertainty.interval`` gives the mean its interval.
+
+    Args:
+        x: features (N, D) or (T, N, D) to learn from and to choose the l2 on.
+        y: their labels (N,), whole numbers of 0 … C − 1.
+        test_x: features (M, D) or (T, M, D) to be scored on.
+        test_y: their labels (M,).
+        shots: images a class that a probe learns from; None for all.
+        draws: R, how often the shots are drawn; without shots R = 1.
+        held_out: at most so many other images of ``x`` choose the l2; without shots at most a fifth, taken out first.
+        seed: of the first draw; the next ones follow.
+        l2s: to choose from.
+
+    Returns:
+        right or wrong, (R, M) or (R, T, M) bool.
+
+    Raises:
+        ValueError: as ``few_shot`` and ``probe_accuracy`` do, and where no image is left to choose the l2 on.
     """
     found = []
     for draw in range(seed, seed + (draws if shots else 1)):
@@ -262,18 +313,26 @@ def features(
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
-    """Read-outs of all images at each place, in one pass: read-out → place → features.
+    """Read-outs of all images at several places of a network, in one pass. Activations are reduced inside the hook.
 
-    ``images``: an ``ImageSet``, or a tensor (N, 3, H, W) uint8. ``read_outs``: "cls" (the class token), "first token"
-    (the patch at the upper left), "mean token" (the mean over patches, or over the positions of a map), each (N, D);
-    "tokens" (patches or positions, T of them), (T, N, D). ``places``: taps; by default each block's output.
-    ``grid``: for "tokens", average the positions down to so many rows and columns, such as those of a ResNet's last
-    stage. (The paper also splits early maps into patches, to little effect; here they are only averaged.) ``which``:
-    the numbers of the tokens or positions to keep, instead of all.
+    Args:
+        model: run in eval mode; its modes are restored.
+        images: an ``ImageSet``, or a tensor (N, 3, H, W) uint8.
+        read_outs: one or several of "cls" (the class token), "first token" (the patch at the upper left), "mean token"
+            (the mean over patches, or over the positions of a map), "tokens" (all T patches or positions).
+        places: taps; by default each block's output.
+        grid: for "tokens", average the positions down to so many rows and columns, such as those of a ResNet's last
+            stage. (The paper also splits early maps into patches, to little effect; here they are only averaged.)
+        which: for "tokens", the numbers of the tokens or positions to keep; all by default.
+        batch: images that are read at a time.
+        dtype: of the features that are kept; float16 halves what "tokens" take.
+        progress: show a bar.
 
-    Reduced inside the hook and kept as ``dtype`` (float16 halves what "tokens" take). The model is run in eval mode,
-    and its modes are restored. Raises ``ValueError`` for an unknown read-out, "cls" of a model without such a token,
-    and features that are not finite.
+    Returns:
+        read-out → name of the place → features, (N, D), or (T, N, D) of "tokens".
+
+    Raises:
+        ValueError: for an unknown read-out, "cls" of a model without such a token, and features that are not finite.
     """
     read_outs = [read_outs] if isinstance(read_outs, str) else list(read_outs)
     if unknown := sorted(set(read_outs) - set(READ_OUTS)):
@@ -297,7 +356,7 @@ def features(
     loader = images.split(batch) if isinstance(images, Tensor) else batches(images, batch)
     with evaluating(model), capture(model, places, reduce) as out:
         for part in tqdm(loader, desc="features", unit="batch", disable=not progress):
-            model(normalise(model, part[0] if isinstance(part, (tuple, list)) else part))
+            model(normalise(model, pixels(part)))
             for place, found in out.items():
                 for name, x in found.items():
                     if not x.isfinite().all():

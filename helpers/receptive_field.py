@@ -15,6 +15,8 @@ The middle position is number H // 2 of the rows and W // 2 of the columns. In a
 below and to the right of the image's middle, so distances are counted from the position's own centre in the image.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +24,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.images import normalise
+from helpers.inputs import normalise
 from helpers.positions import Centres, positions
 from helpers.structure import STREAM
-from helpers.taps import Tap, capture, taps_for
+from helpers.taps import Tap, capture, evaluating, taps_for
+from helpers.uncertainty import GROUPS, delete_one
 
 BRANCHES = ("attn", "mlp", "token_mix", "channel_mix", "branch")  # kinds of taps: what is about to be added
-GROUPS = 16  # of the jackknife over images
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,13 @@ class ReceptiveFields:
         ``patch`` × ``patch`` pixels around the centre, from 0 to 1.
         """
         centres = list(zip(self.places["row"], self.places["column"], strict=True))
-        parts = []
-        for group in range(-1, len(self.counts)):
-            maps = self.mean(None if group < 0 else group)
-            radius = [half_mass_radius(field, centre) for field, centre in zip(maps, centres, strict=True)]
-            share = [central_share(field, centre, patch) for field, centre in zip(maps, centres, strict=True)]
-            parts.append(self.places.assign(left_out=group, radius=radius, share=share))
-        return pd.concat(parts, ignore_index=True)
+
+        def measure(left_out: int | None) -> dict[str, list[float]]:
+            fields = list(zip(self.mean(left_out), centres, strict=True))
+            radius = [half_mass_radius(field, centre) for field, centre in fields]
+            return {"radius": radius, "share": [central_share(field, centre, patch) for field, centre in fields]}
+
+        return delete_one(self.places, measure, range(len(self.counts)))
 
 
 def effective_receptive_fields(
@@ -78,19 +80,27 @@ def effective_receptive_fields(
     batch: int = 16,
     seed: int = 0,
 ) -> ReceptiveFields:
-    """Effective receptive fields of places of ``model`` over images (N, 3, H, W), uint8 or float in [0, 1].
+    """Effective receptive fields of places of a network; gradients with respect to pixel values in [0, 1].
 
-    Gradients are with respect to pixel values in [0, 1]. One forward pass a batch, one backward pass a batch, place and
-    channel. ``taps``: the residual stream and the branches by default. ``channels``: how many to draw for each
-    image and place, without repetition, from ``seed``; all by default. ``groups``: of images, for errors; image i
-    is in group i mod ``groups``. ``length``: number of the complete network's places after the first, where some
-    are missing. ``batch`` changes nothing but memory: in eval mode, in which the model is run, images are independent.
+    One forward pass a batch, one backward pass a batch, place and channel.
 
-    The parameters' ``requires_grad`` and the modules' modes are restored.
+    Args:
+        model: run in eval mode; its modes and its parameters' ``requires_grad`` are restored.
+        images: (N, 3, H, W), uint8 or float in [0, 1].
+        taps: places to read; the residual stream and the branches by default.
+        channels: how many to draw for each image and place, without repetition; all by default.
+        groups: of images, for errors; image i is in group i mod ``groups``.
+        length: number of the complete network's places after the first, where some are missing.
+        batch: images that are read at a time. It changes nothing but memory: in eval mode images are independent.
+        seed: of the channels that are drawn.
 
-    Raises ValueError for images that are no batch or fewer than groups, for channels below 1, for a length below the
-    number of places that are read, for an activation that is neither a feature map nor a grid of tokens, and for
-    gradients that are zero or not finite.
+    Returns:
+        the maps of all places by group.
+
+    Raises:
+        ValueError: for images that are no batch or fewer than groups, for channels below 1, for a length below the
+            number of places that are read, for an activation that is neither a feature map nor a grid of tokens, and
+            for gradients that are zero or not finite.
     """
     if images.ndim != 4 or not 0 < groups <= len(images):
         raise ValueError(f"at least {groups} images (N, 3, H, W) are needed for {groups} groups; got {images.shape}")
@@ -100,47 +110,64 @@ def effective_receptive_fields(
     last = sum(tap.kind in STREAM for tap in taps) - 1
     if length is not None and length < last:
         raise ValueError(f"{last} places after the first are read, more than the {length} that length says there are")
-    modes = {module: module.training for module in model.modules()}
-    frozen = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    size = tuple(images.shape[-2:])
-    sums = torch.zeros(groups, len(taps), *size)
-    counts = torch.bincount(torch.arange(len(images)) % groups, minlength=groups).float()
-    draw = torch.Generator().manual_seed(seed)
-    try:
-        model.eval().requires_grad_(False)
-        look = capture(model, taps, lambda x: _middle(model, x))
-        with torch.inference_mode(), look as shapes, Centres(model) as known:
-            model(normalise(model, images[:1]))
-        drawn = {  # place → (N, number of channels)
-            name: torch.rand(len(images), middle.shape[1], generator=draw).argsort(1)[:, :channels]
-            for name, (middle, _) in shapes.items()
-        }
-        for start in range(0, len(images), batch):
-            x = images[start : start + batch]
-            x = x.float() / 255 if x.dtype == torch.uint8 else x.float().clone()
-            with torch.enable_grad(), capture(model, taps, lambda x: _middle(model, x)[0]) as out:
-                model(normalise(model, x.requires_grad_()))
-            group = torch.arange(start, start + len(x)) % groups
-            for place, (name, middle) in enumerate(out.items()):  # (B, C)
-                for channel in (own := drawn[name][start : start + batch].to(middle.device)).T:
-                    chosen = middle.gather(1, channel[:, None]).sum()  # of each image a channel of its own
-                    gradient = torch.autograd.grad(chosen, x, retain_graph=True)[0]  # (B, 3, H, W)
-                    sums[:, place].index_add_(0, group, gradient.abs().sum(1).cpu() / own.shape[1])
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for parameter, required in frozen.items():
-            parameter.requires_grad_(required)
+    with evaluating(model), _frozen(model):
+        places, widths = _places(model, images[:1], taps, max(length or last, 1))
+        draw = torch.Generator().manual_seed(seed)
+        drawn = [torch.rand(len(images), width, generator=draw).argsort(1)[:, :channels] for width in widths]
+        sums = _summed_gradients(model, images, taps, drawn, groups, batch)
     mass = sums.sum((0, 2, 3))
     if bad := [tap.name for tap, m in zip(taps, mass.tolist(), strict=True) if not (np.isfinite(m) and m > 0)]:
         raise ValueError(f"the gradients of {', '.join(bad)} are zero or not finite, so there is no receptive field")
-    rows, reached = [], 0
-    for tap, (_, grid) in zip(taps, shapes.values(), strict=True):
-        centre = [known.centre(n, n // 2, side, axis) for axis, (n, side) in enumerate(zip(grid, size, strict=True))]
-        rows.append((tap.name, tap.kind, reached / max(length or last, 1), *centre))
-        reached += tap.kind in STREAM
-    places = pd.DataFrame(rows, columns=["name", "kind", "depth", "row", "column"])
+    counts = torch.bincount(torch.arange(len(images)) % groups, minlength=groups).float()
     return ReceptiveFields(sums / counts[:, None, None, None], counts, places)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of the model asks for a gradient; afterwards each as it was."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
+
+
+def _places(model: nn.Module, image: Tensor, taps: list[Tap], length: int) -> tuple[pd.DataFrame, list[int]]:
+    """The table of places of ``ReceptiveFields``, and how many channels each has. ``image`` (1, 3, H, W)."""
+    with torch.inference_mode(), capture(model, taps, lambda x: _middle(model, x)) as read, Centres(model) as centres:
+        model(normalise(model, image))
+    rows, widths, reached = [], [], 0
+    for tap, (middle, grid) in zip(taps, read.values(), strict=True):
+        centre = [centres.centre(n, n // 2, image.shape[2 + axis], axis) for axis, n in enumerate(grid)]
+        rows.append((tap.name, tap.kind, reached / length, *centre))
+        widths.append(middle.shape[1])
+        reached += tap.kind in STREAM
+    return pd.DataFrame(rows, columns=["name", "kind", "depth", "row", "column"]), widths
+
+
+def _summed_gradients(
+    model: nn.Module, images: Tensor, taps: list[Tap], drawn: list[Tensor], groups: int, batch: int
+) -> Tensor:
+    """Absolute gradients, mean over channels and summed over colours and each group's images: (groups, places, H, W).
+
+    ``drawn``: for each place the channels of each image, (N, channels).
+    """
+    sums = torch.zeros(groups, len(taps), *images.shape[-2:])
+    for start in range(0, len(images), batch):
+        x = images[start : start + batch]
+        x = x.float() / 255 if x.dtype == torch.uint8 else x.float().clone()
+        with torch.enable_grad(), capture(model, taps, lambda x: _middle(model, x)[0]) as out:
+            model(normalise(model, x.requires_grad_()))
+        group = torch.arange(start, start + len(x)) % groups
+        for place, middle in enumerate(out.values()):  # (B, C)
+            own = drawn[place][start : start + batch].to(middle.device)  # (B, channels)
+            for channel in own.T:
+                chosen = middle.gather(1, channel[:, None]).sum()  # of each image a channel of its own
+                gradient = torch.autograd.grad(chosen, x, retain_graph=True)[0]  # (B, 3, H, W)
+                sums[:, place].index_add_(0, group, gradient.abs().sum(1).cpu() / own.shape[1])
+    return sums
 
 
 def half_mass_radius(field: Tensor, centre: tuple[float, float]) -> float:

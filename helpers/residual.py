@@ -14,12 +14,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.images import normalise
+from helpers.inputs import normalise, pixels
 from helpers.positions import has_class_token, prefix_tokens
 from helpers.surgery import BRANCHES, SkiplessBlock, remove_skip, without_skip  # noqa: F401  (for the notebooks)
 from helpers.taps import Tap, capture, evaluating, taps_for
+from helpers.uncertainty import GROUPS, delete_one
 
-GROUPS = 16  # of the jackknife over images
 MEASURES = ("ratio", "cos_skip", "cos_branch", "cos_between")
 LONG_BRANCHES = {
     "attn": "attention",
@@ -42,7 +42,7 @@ class Sublayer:
 
 
 def sublayers(model: nn.Module) -> list[Sublayer]:
-    """The residual sublayers of a timm model in order; a block's sum whose skip was removed is none.
+    """The residual sublayers of a timm model in order, without those whose skip was removed.
 
     Raises ValueError for a network of which the branches are not known.
     """
@@ -90,22 +90,28 @@ class SkipRatios:
         (``cos_between``); ``whole``, the ratio of the norms of all tokens of an image taken together; and ``silent``,
         the share of tokens to which the branch gives exactly nothing: they have no ratio and are left out.
         """
-        rows, groups = [], self.images.nonzero().flatten().tolist()
-        for group in (-1, *(groups if len(groups) > 1 else ())):
-            kept = torch.ones(len(self.images), dtype=torch.double)
-            if group >= 0:
-                kept[group] = 0
-            count = float((kept * self.images).sum())
-            for sublayer, sums, whole in zip(self.sublayers, self.sums, self.whole, strict=True):
-                total = torch.einsum("g,gmp->mp", kept, sums)  # (5, positions)
-                wholes = kept @ whole / count
-                for (kind, where), one in zip(self.tokens.items(), wholes.tolist(), strict=True):
-                    *measured, n = total[:, where].sum(1).tolist()
-                    place = (sublayer.name, sublayer.block, sublayer.branch, kind, group)
-                    silent = 1 - n / (count * total[:, where].shape[1])
-                    rows.append((*place, *(value / n for value in measured), one, silent))
-        columns = ["sublayer", "block", "branch", "tokens", "left_out", *MEASURES, "whole", "silent"]
-        return pd.DataFrame(rows, columns=columns)
+        rows = [
+            (sublayer.name, sublayer.block, sublayer.branch, kind)
+            for sublayer in self.sublayers
+            for kind in self.tokens
+        ]
+        groups = self.images.nonzero().flatten().tolist()
+        about = pd.DataFrame(rows, columns=["sublayer", "block", "branch", "tokens"])
+        return delete_one(about, self._means, groups if len(groups) > 1 else ())
+
+    def _means(self, left_out: int | None) -> dict[str, np.ndarray]:
+        """The measured columns of ``table`` without a group of images, each (sublayers · kinds of tokens,)."""
+        kept = torch.ones(len(self.images), dtype=torch.double)
+        if left_out is not None:
+            kept[left_out] = 0
+        count, rows = float((kept * self.images).sum()), []
+        for sums, whole in zip(self.sums, self.whole, strict=True):
+            total = torch.einsum("g,gmp->mp", kept, sums)  # (5, positions)
+            for where, one in zip(self.tokens.values(), (kept @ whole / count).tolist(), strict=True):
+                *measured, n = total[:, where].sum(1).tolist()
+                silent = 1 - n / (count * total[:, where].shape[1])
+                rows.append((*(value / n for value in measured), one, silent))
+        return dict(zip((*MEASURES, "whole", "silent"), np.transpose(rows), strict=True))
 
     def by_token(self) -> pd.DataFrame:
         """The mean ratio of each token or position: sublayer, block, branch, token, ratio."""
@@ -119,11 +125,12 @@ class SkipRatios:
 
 @torch.inference_mode()
 def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> SkipRatios:
-    """Measure every skip of ``model`` beside its branch over batches of images (n, 3, H, W), or tuples that begin so.
+    """Measure every skip of ``model`` beside its branch, over batches of images (n, 3, H, W).
 
     Norms are taken of one token (or position of a feature map) of one image, over channels; the ratio of each is then
     averaged over images. That differs from the ratio of the norms of whole images, which the largest tokens decide.
-    Batch b is in jackknife group b mod ``groups``. The model is run in eval mode, and its modes are restored.
+    Batch b, which may be a tuple that begins with the images, is in jackknife group b mod ``groups``. The model is run
+    in eval mode, and its modes are restored.
 
     Raises ValueError for a network of which the branches are not known, for no images, and, naming the sublayer, for
     numbers that are not finite and for a branch that gives exactly nothing to any token.
@@ -140,7 +147,7 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
     waiting: dict[str, Tensor] = {}
 
     def pair(part: str, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Of a sublayer's two parts the first to come waits for the second, whichever it is."""
+        """What is measured of a sublayer once both its parts, "skip" and "long", have been read; None before that."""
         waiting[part] = x.clone() if not waiting else x
         if len(waiting) < 2:
             return None
@@ -152,7 +159,7 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
     longs = capture(model, [layer.long for layer in layers], lambda x: pair("long", x))
     with evaluating(model), skips as skip, longs as long:
         for index, batch in enumerate(loader):
-            batch = batch[0] if isinstance(batch, (tuple, list)) else batch
+            batch = pixels(batch)
             model(normalise(model, batch))
             group = index % groups
             images[group] += len(batch)

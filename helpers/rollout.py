@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from helpers.attention import CHUNK, attention_maps, attentions, grid_of
-from helpers.hsic import GROUPS
-from helpers.images import normalise
+from helpers.inputs import normalise, pixels
 from helpers.positions import has_class_token
 from helpers.taps import evaluating
+from helpers.uncertainty import GROUPS, delete_one
 
 
 def attention_rollout(maps: Iterable[Tensor]) -> list[Tensor]:
@@ -58,7 +58,7 @@ def rollout_maps(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> 
     first = has_class_token(model)
     with evaluating(model), attention_maps(model, partial(torch.mean, dim=1)) as maps:
         for batch in batches:
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            images = pixels(batch)
             for part in images.split(chunk):
                 model(normalise(model, part))
                 rolled = attention_rollout(maps[name] for name in names)
@@ -98,12 +98,14 @@ def on_object(maps: Tensor, masks: Tensor, groups: int = GROUPS) -> pd.DataFrame
     """
     if groups > len(maps):
         raise ValueError(f"{groups} groups need as many images; got {len(maps)}")
-    group, rows = torch.arange(len(maps)) % groups, []
+    group = torch.arange(len(maps)) % groups
     own, area = share_on(maps, masks), masks.float().mean((1, 2))
     gaussian = share_on(centred_gaussian(maps.shape[1:]).expand_as(maps), masks)
-    for left_out in range(-1, groups):
-        kept = group != left_out
+
+    def measure(left_out: int | None) -> dict[str, float]:
+        kept = group != (-1 if left_out is None else left_out)
         common = share_on(maps[kept].mean(0).expand_as(maps[kept]), masks[kept])
-        means = [float(values.mean()) for values in (own[kept], common, gaussian[kept], area[kept])]
-        rows.append((left_out, *means))
-    return pd.DataFrame(rows, columns=["left_out", "own", "common", "gaussian", "area"])
+        shares = {"own": own[kept], "common": common, "gaussian": gaussian[kept], "area": area[kept]}
+        return {name: float(values.mean()) for name, values in shares.items()}
+
+    return delete_one(pd.DataFrame(index=[0]), measure, range(groups))

@@ -113,8 +113,8 @@ def bootstrap_groups(
         seed: of the draws.
 
     Returns:
-        the value, and its interval (low, high) or (K, 2): from the 2.5 % to the 97.5 % quantile of the draws, moved
-        outwards to the value itself where that lies beyond.
+        the value, and its interval (low, high) or (K, 2): from the 2.5 % to the 97.5 % quantile of the draws, and
+        wider where the value itself lies outside of these.
     """
     rng = np.random.default_rng(seed)
     draws = [np.asarray(of_drawn(rng.integers(groups, size=groups)), dtype=float) for _ in range(times)]
