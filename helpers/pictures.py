@@ -111,7 +111,7 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         if entry in folders:
             real = entry.resolve()
             if real in above:
-                raise ValueError(f"{entry} is a link to a folder that contains it; remove it")
+                raise ValueError(f"{entry} leads back, by a link, to a folder that contains it; remove the link")
             yield from _walk(entry, (*above, real))
         elif entry.is_symlink() and not entry.exists():
             raise ValueError(f"{entry} is a link to nothing; mend it or remove it")

@@ -1,10 +1,13 @@
 """Image sources: one contract, pinned lists, errors that name the file."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
 from torchvision.datasets import ImageFolder
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from helpers import images
 from helpers.scenes import Corpus, render, split
@@ -155,6 +158,113 @@ def test_errors_of_folders_say_what_is_missing(tmp_path):
         images.folder_images(tmp_path, limit=0)
 
 
+# --- copies and classes
+
+
+def classed(root, **classes):
+    """A folder of class folders; every picture differs, and shows the first letter of its class in red."""
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), (ord(name[0]), number, 0)).save(root / name / f"{number}.png")
+    return root
+
+
+def shown_and_said(image_set):
+    """The letter each image shows, and the name of the class that its label says."""
+    return [(chr(image[0, 0, 0]), image_set.classes[label]) for image, label in image_set]
+
+
+def test_copies_are_counted_and_named(tmp_path):
+    root = classed(tmp_path / "set", a=3, b=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "duplicates" not in images.folder_images(root, 8).describe()
+    for name in ("a/again.png", "b/again.png"):
+        (root / name).write_bytes((root / "a" / "1.png").read_bytes())
+    said = r"2 of 7 images are copies of others, such as .*(1|again)\.png of .*(1|again)\.png; .*remove them"
+    with pytest.warns(UserWarning, match=said) as caught:
+        assert images.folder_images(root, 8).describe()["duplicates"] == 2
+    assert caught[0].filename == __file__
+
+
+def test_classes_are_known_without_reading(tmp_path, monkeypatch):
+    found = images.folder_images(classed(tmp_path, b=2, a=1, c=3), 8)
+    monkeypatch.setattr(images.pictures, "square", None)
+    assert found.classes == ("a", "b", "c") and sorted(found.labels) == [0, 1, 1, 2, 2, 2]
+    assert found.first(2).classes == found.classes
+
+
+def test_labels_follow_the_classes_that_are_given(tmp_path):
+    learnt = images.folder_images(classed(tmp_path / "learn", a=2, b=2, c=2), 8)
+    scored = classed(tmp_path / "score", a=1, c=2)
+    assert sorted(images.folder_images(scored, 8).labels) == [0, 1, 1]  # by themselves
+    found = images.folder_images(scored, 8, classes=learnt.classes)
+    assert found.classes == ("a", "b", "c") and sorted(found.labels) == [0, 2, 2]
+    assert sorted(shown_and_said(found)) == [("a", "a"), ("c", "c"), ("c", "c")]
+    assert found.describe()["classes"] == ["a", "b", "c"]
+    assert found.describe()["sha256"] == images.folder_images(scored, 8).describe()["sha256"]
+    reverse = images.folder_images(scored, 8, classes=["c", "b", "a"])
+    assert [2 - label for label in found.labels] == reverse.labels
+    with pytest.raises(ValueError, match=r"class folders c below .*score are not among a, b"):
+        images.folder_images(scored, 8, classes=["a", "b"])
+    with pytest.raises(ValueError, match=r"each class has a name of its own; got a, c, a"):
+        images.folder_images(scored, 8, classes=["a", "c", "a"])
+
+
+def test_sets_are_matched_by_the_names_of_their_classes(tmp_path):
+    learnt = images.folder_images(classed(tmp_path / "learn", a=2, b=2, c=2), 8)
+    scored = images.folder_images(classed(tmp_path / "score", a=1, c=2), 8)
+    with pytest.raises(ValueError, match=r"the images to match have none of b; if that is meant, give subset=True"):
+        images.match_classes(scored, learnt)
+    found = images.match_classes(scored, learnt, subset=True)
+    assert sorted(shown_and_said(found)) == [("a", "a"), ("c", "c"), ("c", "c")]
+    assert found.labels == [label for _, label in found] and found.classes == learnt.classes
+    assert found.names == scored.names and len(found) == len(scored)
+    assert found.describe() == {**scored.describe(), "classes": ["a", "b", "c"]}
+    assert found.first(2).labels == found.labels[:2]
+    assert images.match_classes(learnt, learnt) is learnt
+    with pytest.raises(ValueError, match=r"classes that are not among those matched to: b"):
+        images.match_classes(learnt, scored, subset=True)
+
+
+def test_sets_without_names_are_matched_only_to_each_other(tmp_path):
+    named, scenes = images.folder_images(classed(tmp_path, a=1, b=1), 8), images.scene_images(2)
+    assert images.match_classes(scenes, images.scene_images(3)) is scenes
+    for pair in ((named, scenes), (scenes, named)):
+        with pytest.raises(ValueError, match="the classes of only one of the two sets have names"):
+            images.match_classes(*pair)
+    twice = images.ImageSet(1, named.__getitem__, {}, classes=("crane", "crane"))
+    with pytest.raises(ValueError, match="two classes of one set have the same name"):
+        images.match_classes(named, twice)
+
+
+def test_a_limit_leaves_the_labels_as_they_are(tmp_path):
+    root = classed(tmp_path, a=1, b=20, c=1)
+    whole, part = images.folder_images(root, 8), images.folder_images(root, 8, limit=3)
+    assert part.classes == whole.classes and part.labels == whole.labels[:3]
+
+
+def test_folders_that_are_not_those_of_the_classes_are_pointed_out(tmp_path):
+    classed(tmp_path / "set" / "train", a=1, b=1)
+    classed(tmp_path / "set" / "val", ab=1, b=2)
+    with pytest.warns(UserWarning, match="train/b, val/b count as different classes; if they are one"):
+        found = images.folder_images(tmp_path / "set", 8)
+    assert found.classes == ("train/a", "train/b", "val/ab", "val/b")
+    picture(8, 8).save(tmp_path / "set" / "train" / "stray.png")
+    with pytest.warns(UserWarning, match=r"stray\.png lies beside the class folders: .* named '\.'; move them"):
+        assert images.folder_images(tmp_path / "set" / "train", 8).classes == (".", "a", "b")
+
+
+def test_a_set_ends_where_it_ends(tmp_path):
+    found = images.folder_images(classed(tmp_path, a=4), 8)
+    assert len(list(found.first(2))) == 2 and len(list(found)) == 4
+    assert torch.equal(found.first(2)[-1][0], found[1][0])
+    for position in (2, -3):
+        with pytest.raises(IndexError, match="there are 2 images"):
+            found.first(2)[position]
+
+
 # --- torchvision sets
 
 
@@ -169,6 +279,33 @@ def test_a_torchvision_set_is_shuffled_cropped_and_pinned():
     assert about["source"] == "torchvision FakeData" and about["count"] == 7
     assert about["sha256"] != images.torchvision_images(data, size=32, seed=1).describe()["sha256"]
     assert content(images.torchvision_images(data, size=32, limit=2)) == content(found)[:2]
+
+
+def test_the_classes_of_a_torchvision_set_have_its_names(tmp_path):
+    data = ImageFolder(classed(tmp_path / "set", a=2, b=1))
+    found = images.torchvision_images(data, 8)
+    assert found.classes == ("a", "b") and sorted(shown_and_said(found)) == [("a", "a"), ("a", "a"), ("b", "b")]
+    data.classes = [("ant", "emmet"), ("bee",)]  # as Imagenette has them
+    assert images.torchvision_images(data, 8).classes == ("ant, emmet", "bee")
+
+
+def test_a_torchvision_set_of_other_things_is_refused(tmp_path):
+    root = classed(tmp_path / "set", a=1)
+    made = images.torchvision_images(ImageFolder(root, transform=pil_to_tensor), 8)
+    with pytest.raises(
+        ValueError, match=r"ImageFolder gives \(Tensor, int\), not \(PIL image, label\); make it without"
+    ):
+        made[0]
+    told = images.torchvision_images(ImageFolder(root, target_transform=str), 8)
+    with pytest.raises(ValueError, match=r"ImageFolder gives \(Image, str\)"):
+        told[0]
+    deep = images.torchvision_images([(Image.new("F", (8, 8)), 0)], 8)
+    with pytest.raises(
+        ValueError, match=r"cannot read list\[0\] as an image .*kind F, whose black and white are unknown"
+    ):
+        deep[0]
+    with pytest.raises(ValueError, match="size is the side"):
+        images.torchvision_images(ImageFolder(root), (8, 8))
 
 
 # --- batches and parts
