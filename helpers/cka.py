@@ -39,8 +39,8 @@ from helpers.hsic import (
     hsic_biased,
     hsic_unbiased,
 )
-from helpers.images import normalise
-from helpers.taps import Tap, capture, nearest, taps_for
+from helpers.inputs import normalise, pixels
+from helpers.taps import Tap, capture, evaluating, nearest, taps_for
 
 __all__ = [
     "CKAResult", "MinibatchCKA", "Sums", "center_gram", "cka", "cka_heatmap", "feature_space_linear_cka",
@@ -199,73 +199,54 @@ def cka_heatmap(
         gram_dtype: precision of the Gram matrices; bfloat16 is an option for GPUs.
         preprocess: label → function of a batch of images, in place of ``images.normalise``.
 
-    In distributed runs (torchrun) each rank reads the loader, computes whole batches in turn and gets the full result.
+    Returns:
+        The result, whose ``taps`` are in the order of models and depth. In distributed runs (torchrun) each rank reads
+        the loader, computes whole batches in turn and gets the full result.
 
-    Raises ``ValueError`` without models or without a batch of 4 images, and, naming the model and the tap, for
-    activations that are not finite.
+    Raises:
+        ValueError: no models, no batch of 4 images, and, naming the model and the tap, activations that are not
+            finite or whose first axis is not the images.
     """
     if not models:
         raise ValueError("no models to compare")
     strangers = set(kinds if isinstance(kinds, Mapping) else ()) | set(preprocess or ())
     if strangers := sorted(strangers - set(models)):
         raise ValueError(f"kinds or preprocess for {strangers}, but the models are {', '.join(models)}")
-    taps: dict[str, list[Tap]] = {}
-    for label, model in models.items():
-        wanted = kinds.get(label) if isinstance(kinds, Mapping) else kinds
-        wanted = None if wanted is None else list(wanted)
-        taps[label] = wanted if wanted and isinstance(wanted[0], Tap) else taps_for(model, wanted)
-    places = pd.DataFrame(
-        [(model, tap.name, tap.kind, i / max(len(t) - 1, 1)) for model, t in taps.items() for i, tap in enumerate(t)],
-        columns=["model", "name", "kind", "depth"],
-    )
+    taps = {
+        label: _taps(model, kinds.get(label) if isinstance(kinds, Mapping) else kinds)
+        for label, model in models.items()
+    }
+    prepare = {label: (preprocess or {}).get(label) or partial(normalise, model) for label, model in models.items()}
+    row = partial(gram_row, debiased=debiased, dtype=gram_dtype)
+    places = _places(taps)
     device = next(next(iter(models.values())).parameters(), torch.empty(0)).device
     metric, control = MinibatchCKA(len(places)), MinibatchCKA(len(places), len(places))
     if device.type == "cuda":  # distributed sums of CUDA processes need their states there
         metric, control = metric.to(device), control.to(device)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-    if hasattr(loader, "__len__"):
-        batches = len(loader) if batches is None else min(batches, len(loader))
-    total = batches * loader.batch_size if batches and getattr(loader, "batch_size", None) else None
     size = skipped = used = 0
-    modes = {module: module.training for model in models.values() for module in model.modules()}
-    try:
-        for model in models.values():
-            model.eval()
-        bar = tqdm(total=total, desc="CKA", unit=" images", disable=not progress or rank > 0)
-        with torch.inference_mode(), bar:
-            for index, batch in enumerate(islice(loader, batches)):
-                images = batch[0] if isinstance(batch, (tuple, list)) else batch
-                n = len(images)
-                bar.update(n)
-                if n < LEAST:
-                    skipped += n
-                    continue
-                size, used = max(size, n), used + 1
-                if index % world != rank:
-                    continue
-                rows = []
-                for label, model in models.items():
-                    prepare = (preprocess or {}).get(label) or partial(normalise, model)
-                    with capture(model, taps[label], partial(gram_row, debiased=debiased, dtype=gram_dtype)) as out:
-                        model(prepare(images))
-                    for name, row in out.items():
-                        if len(row) != n * n:
-                            raise ValueError(f"{label}/{name}: its first axis is not the {n} images; CKA cannot use it")
-                        rows.append(row.to(device))
-                rows = torch.stack(rows)
-                finite = rows.isfinite().all(1)
-                if not finite.all():
-                    bad = places.iloc[int(finite.int().argmin())]
-                    where = f"{bad['model']}/{bad['name']}"
-                    raise ValueError(f"{where}: activations are not finite, or too large for {gram_dtype}")
-                metric.update(rows, batch_index=index)
-                if shuffle is not None:
-                    order = torch.from_numpy(np.random.default_rng((shuffle, index)).permutation(n)).to(device)
-                    mixed = rows.view(-1, n, n)[:, order][:, :, order].flatten(1)
-                    control.update(rows, mixed, batch_index=index)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(*models.values()), torch.inference_mode(), _bar(loader, batches, progress and rank == 0) as bar:
+        for index, batch in enumerate(islice(loader, batches)):
+            images = pixels(batch)
+            n = len(images)
+            bar.update(n)
+            if n < LEAST:
+                skipped += n
+                continue
+            size, used = max(size, n), used + 1
+            if index % world != rank:
+                continue
+            rows = torch.stack(
+                [
+                    found.to(device)
+                    for label, model in models.items()
+                    for found in _rows(label, model, prepare[label](images), n, taps[label], row)
+                ]
+            )
+            _check_finite(rows, places, gram_dtype)
+            metric.update(rows, batch_index=index)
+            if shuffle is not None:
+                control.update(rows, _shuffled(rows, (shuffle, index)), batch_index=index)
     if not used:
         raise ValueError(f"no batch of at least {LEAST} images was read; CKA needs one")
     sums, everything = metric.sums(), np.arange(len(places))
@@ -276,3 +257,54 @@ def cka_heatmap(
         dtype=str(gram_dtype).removeprefix("torch."), shuffle=shuffle,
     )  # fmt: skip
     return result if shuffle is None else replace(result, control=replace(result, sums=control.sums()))
+
+
+def _taps(model: nn.Module, wanted: Iterable[Tap | str] | None) -> list[Tap]:
+    """The taps of a model: those given, those of the kinds given, or all."""
+    wanted = None if wanted is None else list(wanted)
+    return wanted if wanted and isinstance(wanted[0], Tap) else taps_for(model, wanted)
+
+
+def _places(taps: Mapping[str, list[Tap]]) -> pd.DataFrame:
+    """The table of all models' taps: model, name, kind, depth from 0 to 1 along the taps of its model."""
+    rows = [
+        (model, tap.name, tap.kind, i / max(len(of_model) - 1, 1))
+        for model, of_model in taps.items()
+        for i, tap in enumerate(of_model)
+    ]
+    return pd.DataFrame(rows, columns=["model", "name", "kind", "depth"])
+
+
+def _bar(loader: Iterable, batches: int | None, shown: bool) -> tqdm:
+    """A bar that counts images; it knows how many there are where the loader says so."""
+    if hasattr(loader, "__len__"):
+        batches = len(loader) if batches is None else min(batches, len(loader))
+    batch = getattr(loader, "batch_size", None)
+    return tqdm(total=batches * batch if batches and batch else None, desc="CKA", unit=" images", disable=not shown)
+
+
+def _rows(
+    label: str, model: nn.Module, x: Tensor, n: int, taps: list[Tap], row: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """The ``gram_row`` (n²,) of each tap of a model that is given the ``n`` images ``x``."""
+    with capture(model, taps, row) as out:
+        model(x)
+    for name, found in out.items():
+        if len(found) != n * n:
+            raise ValueError(f"{label}/{name}: its first axis is not the {n} images; CKA cannot use it")
+    return list(out.values())
+
+
+def _check_finite(rows: Tensor, places: pd.DataFrame, dtype: torch.dtype) -> None:
+    """Raise ValueError for rows (L, n²) that are not finite, naming the first place."""
+    finite = rows.isfinite().all(1)
+    if not finite.all():
+        bad = places.iloc[int(finite.int().argmin())]
+        raise ValueError(f"{bad['model']}/{bad['name']}: activations are not finite, or too large for {dtype}")
+
+
+def _shuffled(rows: Tensor, seed: tuple[int, int]) -> Tensor:
+    """The rows (L, n²) of the same representations with the images in another order."""
+    n = round(rows.shape[1] ** 0.5)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(n)).to(rows.device)
+    return rows.view(-1, n, n)[:, order][:, :, order].flatten(1)

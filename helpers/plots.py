@@ -112,7 +112,7 @@ def heatmap(
     return ax
 
 
-def cka_heatmap(
+def draw_cka(
     matrix: pd.DataFrame,
     ax: Axes | None = None,
     *,
@@ -151,7 +151,7 @@ def cka_heatmaps(
 ) -> Figure:
     """Several maps side by side on one colour scale, each with its key as a heading, and one colour bar.
 
-    ``maps``: heading → matrix as in ``cka_heatmap``. ``names``: heading → (name of the columns' network, name of the
+    ``maps``: heading → matrix as in ``draw_cka``. ``names``: heading → (name of the columns' network, name of the
     rows'). ``columns``: maps in a row; two stay legible on a phone.
     """
     rows = -(-len(maps) // columns)
@@ -160,7 +160,7 @@ def cka_heatmaps(
     figure, axes = plt.subplots(rows, columns, figsize=(columns * size + 0.8, rows * size), squeeze=False)
     for ax, (heading, matrix) in zip(axes.flat, maps.items(), strict=False):
         x, y = (names or {}).get(heading, ("", ""))
-        cka_heatmap(matrix, ax, x=x, y=y, colour_bar=False)
+        draw_cka(matrix, ax, x=x, y=y, colour_bar=False)
         ax.set_title(heading, fontsize=12.5)
     for ax in axes.flat[len(maps) :]:
         ax.set_visible(False)

@@ -2,25 +2,37 @@
 
 Transformers hand over (n, prefix + h · w, d), convolutional networks maps (n, d, h, w), Swins and a few others
 (n, h, w, d). What is asked of one position of a network (which patch does it resemble, what can a probe read from it)
-is asked of all of them in the same way once they are (n, h · w, d). ``Centres`` says where in the image each of them
-lies.
+is asked of all of them in the same way once they are (n, h · w, d). Where in the image each of them lies,
+``geometry.Centres`` says.
+
+The network may be part of another module. Which network an activation belongs to, and whether its channels come last,
+is found from the module that was tapped; without a tap, from the networks inside of the model.
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from timm.models.gcvit import GlobalContextVit
 from timm.models.hiera import Hiera
 from timm.models.hieradet_sam2 import HieraDet
 from timm.models.mambaout import MambaOut
+from timm.models.nest import Nest
 from timm.models.sequencer import Sequencer2d
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from timm.models.tiny_vit import TinyVit
 from timm.models.vision_transformer_sam import VisionTransformerSAM
+from timm.models.volo import VOLO
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
+
+from helpers.geometry import Centres
+from helpers.taps import Tap
+
+__all__ = ["CHANNELS_LAST", "Centres", "Positions", "has_class_token", "positions", "prefix_tokens", "token_grid"]
 
 CHANNELS_LAST = (  # their blocks hand over (n, h, w, d)
     SwinTransformer,
@@ -30,8 +42,9 @@ CHANNELS_LAST = (  # their blocks hand over (n, h, w, d)
     MambaOut,
     Sequencer2d,
     GlobalContextVit,
+    VOLO,
 )
-UNKNOWN = (Hiera, HieraDet, TinyVit)  # tokens in the order of windows, or layouts that change from stage to stage
+UNKNOWN = (Hiera, HieraDet, TinyVit, Nest)  # tokens in the order of windows, or layouts that change between stages
 
 
 @dataclass(frozen=True)
@@ -43,45 +56,77 @@ class Positions:
     grid: tuple[int, int]
 
 
-def prefix_tokens(model: nn.Module) -> int:
-    """How many tokens stand before the patches: CLS, distillation and register tokens; 0 where there are none."""
-    if hasattr(model, "num_prefix_tokens"):
-        return model.num_prefix_tokens
-    token = getattr(model, "cls_token", None)  # PiT
-    return 0 if token is None else token.shape[1]
+def prefix_tokens(model: nn.Module, tap: Tap | None = None) -> int:
+    """How many tokens stand before the patches: CLS, distillation and register tokens; 0 where there are none.
 
-
-def has_class_token(model: nn.Module) -> bool:
-    """Whether the first of the prefix tokens is a class token (CLS), and not a register."""
-    return bool(getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None))
-
-
-def positions(model: nn.Module, x: Tensor, grid: tuple[int, int] | None = None) -> Positions:
-    """The positions of an activation ``x`` of ``model``: of a map (n, d, h, w) or of tokens (n, p + h · w, d).
-
-    ``grid``: average the positions down to this many (rows, columns), as maps of early stages are before they are
-    compared with the last; tokens and maps alike.
-
-    ``x``: of networks with channels last (Swin, SAM, …) what a block hands over; a few have the channels first
-    elsewhere, as between the stages of SwinTransformerV2Cr or after SAM's neck.
-
-    Raises ``ValueError`` for an activation with no positions left, for tokens that make up no grid, and for networks
-    of which the layout is not known (Hiera, TinyVit).
+    ``tap``: where the tokens are read, of which a model that holds several networks must be told. Raises ValueError
+    where it holds networks with different numbers of them and there is no tap.
     """
-    if isinstance(model, UNKNOWN):
-        raise ValueError(
-            f"{type(model).__name__}: layout not known, so it cannot be said which token lies where; take a network "
-            "whose tokens or maps go row by row (ViT, Swin, ResNet, …)"
-        )
+    return _agreed(model, tap, _has_prefix, _prefix_of, "numbers of prefix tokens") or 0
+
+
+def has_class_token(model: nn.Module, tap: Tap | None = None) -> bool:
+    """Whether the first of the prefix tokens is a class token (CLS), and not a register. As ``prefix_tokens``."""
+    return bool(_agreed(model, tap, _has_prefix, _class_token_of, "kinds of prefix tokens"))
+
+
+def token_grid(model: nn.Module, size: tuple[int, int] | None = None, tap: Tap | None = None) -> tuple[int, int] | None:
+    """Rows and columns of the patches into which a model cuts images of ``size`` (H, W) px; None without patches.
+
+    A model made for one size has one grid. One that takes any (``dynamic_img_size``) has the grid of the images it is
+    given: without ``size`` there is a ValueError.
+    """
+
+    def grid(network: nn.Module) -> tuple[int, int]:
+        embed = _embedding(network)
+        if embed.grid_size is not None and getattr(embed, "strict_img_size", True):
+            return tuple(embed.grid_size)
+        if size is None:
+            raise ValueError(
+                f"{type(network).__name__} takes images of any size, so its tokens alone do not say where they lie: "
+                "say how large the images are, size=(H, W)"
+            )
+        return tuple(embed.dynamic_feat_size(size))
+
+    return _agreed(model, tap, lambda network: _embedding(network) is not None, grid, "grids of patches")
+
+
+def positions(
+    model: nn.Module,
+    x: Tensor,
+    grid: tuple[int, int] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    tap: Tap | None = None,
+) -> Positions:
+    """The positions of an activation: of a map (n, d, h, w) or (n, h, w, d), or of tokens (n, p + h · w, d).
+
+    Args:
+        model: the network, or a module that holds it.
+        x: the activation. Of networks with channels last (Swin, SAM, …) and without ``tap``, what a block hands over.
+        grid: average the positions down to this many (rows, columns), as maps of early stages are before they are
+            compared with the last; tokens and maps alike.
+        size: height and width in px of the images; needed for tokens of a model that takes images of any size, and
+            for tokens of images that are not square where the network does not say into how many patches it cuts them.
+        tap: where ``x`` was read; needed where a model holds several networks, and for what is not a block's output.
+
+    Raises ``ValueError`` for an activation with no positions left, for tokens that make up no grid or of which the
+    grid is not known, and for networks of which the layout is not known (Hiera, TinyVit, Nest).
+    """
+    for part in model.modules() if tap is None else _around(model, tap):
+        if isinstance(part, UNKNOWN):
+            raise ValueError(
+                f"{type(part).__name__}: layout not known, so it cannot be said which token lies where; take a network "
+                "whose tokens or maps go row by row (ViT, Swin, ResNet, …)"
+            )
     if x.ndim == 4:
-        if isinstance(model, CHANNELS_LAST):
+        if _channels_last(model, tap):
             x = x.permute(0, 3, 1, 2)
         have, prefix, cells = tuple(x.shape[2:]), x[:, :0, 0, :0], x
     elif x.ndim == 3:
-        number, count = prefix_tokens(model), x.shape[1] - prefix_tokens(model)
-        prefix, patches = x[:, :number], x[:, number:]
-        have = _grid(model, count)
-        cells = patches.transpose(1, 2).unflatten(2, have)
+        number, have = _tokens(model, x.shape[1], size, tap)
+        prefix = x[:, :number]
+        cells = x[:, number:].transpose(1, 2).unflatten(2, have)
     else:
         raise ValueError(
             f"an activation of shape {tuple(x.shape)} has no positions: maps are (n, d, h, w), tokens (n, p + h·w, d); "
@@ -94,63 +139,110 @@ def positions(model: nn.Module, x: Tensor, grid: tuple[int, int] | None = None) 
     return Positions(cells.flatten(2).transpose(1, 2), prefix, have)
 
 
-class Centres:
-    """Where in the image the positions of each layer have their centre, read off the convolutions of a forward pass.
+def _tokens(model: nn.Module, count: int, size: tuple[int, int] | None, tap: Tap | None) -> tuple[int, tuple[int, int]]:
+    """Of ``count`` tokens: how many are prefix tokens, and rows and columns of the others.
 
-    A convolution of kernel k, stride s and padding p puts position o's centre on s · o − p + (k − 1) / 2 of its input.
-    A network reaches each size of grid first through its main path, so a grid is known by its size. One that
-    no convolution has made is taken to divide the image evenly. Used around a forward pass::
-
-        with Centres(model) as centres:
-            model(images)
-        centres.centre(n=9, position=4, size=64, axis=0)  # the middle one of 9 rows, in an image of 64 pixels
+    The grid is that of the patch embedding, or this halved as often as stages halve it (Swin, PiT). A network that has
+    no such embedding is taken to cut the image into squares.
     """
-
-    def __init__(self, model: nn.Module):
-        kinds = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.modules.padding._ConstantPadNd)
-        self.maps: tuple[dict, dict] = ({}, {})  # rows, columns: size → (step, first), in pixels
-        self.modules = [module for module in model.modules() if isinstance(module, kinds)]
-
-    def __enter__(self) -> "Centres":
-        self.handles = [module.register_forward_hook(self._read) for module in self.modules]
-        return self
-
-    def __exit__(self, *_) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _read(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        for axis in (0, 1):
-            before, after = args[0].shape[2 + axis], output.shape[2 + axis]
-            known = self.maps[axis]
-            known.setdefault(before, (1.0, 0.5)) if not known else None
-            if before not in known or after in known:
-                continue
-            if isinstance(module, nn.modules.padding._ConstantPadNd):
-                kernel, stride, pad = 1, 1, module.padding[2 * (1 - axis)]
-            else:
-                kernel, stride, pad = (_pair(getattr(module, a))[axis] for a in ("kernel_size", "stride", "padding"))
-                if type(module).__name__.endswith("Same"):  # pads as much as it needs, the odd one at the end
-                    pad = max((after - 1) * stride + kernel - before, 0) // 2
-            step, first = known[before]
-            known[after] = (step * stride, first + step * ((kernel - 1) / 2 - pad))
-
-    def centre(self, n: int, position: int, size: int, axis: int) -> float:
-        """Centre in pixels of a position of a grid of ``n`` along an axis of an image of ``size``."""
-        step, first = self.maps[axis].get(n, (size / n, size / n / 2))
-        return first + step * position
+    number, own = prefix_tokens(model, tap), token_grid(model, size, tap)
+    if own is not None:
+        for shape in _halvings(own):
+            if count == number + math.prod(shape):
+                return number, shape
+        if count == math.prod(own):  # before a class token joins the patches, in CaiT's blocks too
+            return 0, own
+        raise ValueError(
+            f"{count} tokens are not the {own[0]} × {own[1]} patches of {type(model).__name__} with {number} prefix "
+            "tokens or none, nor these halved, and no square grid is guessed; read the network where it has all tokens"
+        )
+    patches, ratio = max(count - number, 0), 1.0 if size is None else size[0] / size[1]
+    rows = round(math.sqrt(patches * ratio))
+    columns = patches // max(rows, 1)
+    if not rows or rows * columns != patches or not math.isclose(rows, columns * ratio):
+        shape = "square grid" if size is None or size[0] == size[1] else f"grid of squares on {size[0]} × {size[1]} px"
+        raise ValueError(f"{patches} tokens make up no {shape}; {number} prefix tokens were left out")
+    return number, (rows, columns)
 
 
-def _grid(model: nn.Module, count: int) -> tuple[int, int]:
-    """Rows and columns of ``count`` patch tokens: the model's own where they fit, otherwise a square."""
-    own = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    if own is not None and math.prod(own) == count:
-        return tuple(own)
-    side = math.isqrt(max(count, 0))
-    if not side or side * side != count:
-        raise ValueError(f"{count} tokens make up no square grid; {prefix_tokens(model)} prefix tokens were left out")
-    return side, side
+def _halvings(grid: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """A grid, and what a stride of 2 makes of it again and again; an odd side keeps its last row."""
+    yield grid
+    while max(grid) > 1:
+        grid = tuple(-(-side // 2) for side in grid)
+        yield grid
 
 
-def _pair(value) -> tuple:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+def _around(model: nn.Module, tap: Tap) -> list[nn.Module]:
+    """The tapped module and the modules that hold it, from the inside outwards; the last is the model."""
+    names = tap.module.split(".") if tap.module else []
+    return [model.get_submodule(".".join(names[:depth])) for depth in range(len(names), -1, -1)]
+
+
+def _agreed(
+    model: nn.Module,
+    tap: Tap | None,
+    is_one: Callable[[nn.Module], bool],
+    value: Callable[[nn.Module], Any],
+    what: str,
+) -> Any:
+    """``value`` of the network around the tap, or of the outermost networks inside of the model; None without one.
+
+    Raises ValueError where there are several with different values.
+    """
+    for part in _around(model, tap) if tap else (model,):
+        if is_one(part):
+            return value(part)
+    found: dict[str, Any] = {}
+    for name, part in model.named_modules():
+        if is_one(part) and not any(name.startswith(f"{other}.") for other in found):
+            found[name] = value(part)
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"{type(model).__name__} holds networks with different {what} ({', '.join(found)}): say which by a tap "
+            "inside of it, or give that network alone"
+        )
+    return next(iter(found.values()), None)
+
+
+def _has_prefix(network: nn.Module) -> bool:
+    return hasattr(network, "num_prefix_tokens") or isinstance(getattr(network, "cls_token", None), Tensor)
+
+
+def _prefix_of(network: nn.Module) -> int:
+    return network.num_prefix_tokens if hasattr(network, "num_prefix_tokens") else network.cls_token.shape[1]  # PiT
+
+
+def _class_token_of(network: nn.Module) -> bool:
+    return bool(getattr(network, "has_class_token", getattr(network, "cls_token", None) is not None))
+
+
+def _embedding(network: nn.Module) -> nn.Module | None:
+    """What cuts images into patches of one grid: a transformer's ``patch_embed``, a Mixer's ``stem``."""
+    for name in ("patch_embed", "stem"):
+        embed = getattr(network, name, None)
+        if getattr(embed, "grid_size", None) is not None or hasattr(embed, "dynamic_feat_size"):
+            return embed
+    return None
+
+
+def _channels_last(model: nn.Module, tap: Tap | None) -> bool:
+    """Whether an activation with four axes is (n, h, w, d): as the tapped module, or the one around it, makes it."""
+    homes = {network.__module__ for network in CHANNELS_LAST}
+    if tap is None:
+        return any(type(part).__module__ in homes for part in model.modules())
+    for part in _around(model, tap):
+        while isinstance(part, nn.Sequential) and len(part):
+            part = part[-1 if tap.where == "output" else 0]
+        if (last := _leaf_channels_last(getattr(part, "fc1", part))) is not None:
+            return last
+        if type(part).__module__ in homes:
+            return True
+    return False
+
+
+def _leaf_channels_last(module: nn.Module) -> bool | None:
+    """Whether a layer works on the last axis; None for one that can have its channels anywhere."""
+    if isinstance(module, (nn.Conv2d, nn.GroupNorm)) or type(module).__name__.endswith(("2d", "2dAct")):
+        return False
+    return True if isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm)) else None

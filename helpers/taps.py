@@ -213,7 +213,7 @@ def _module(model: nn.Module, tap: Tap) -> nn.Module:
 
 @contextmanager
 def capture(
-    model: nn.Module, taps: Iterable[Tap], fn: Callable[[Tensor], Any] | None = None
+    model: nn.Module, taps: Iterable[Tap], fn: Callable[..., Any] | None = None, *, with_tap: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Read ``taps`` in each forward pass within the context::
 
@@ -223,7 +223,8 @@ def capture(
 
     The dictionary is filled anew by each ``model(images)``, in the order of ``taps`` whatever the order of
     execution: name → ``fn(activation)``, or a copy of the activation without ``fn``. ``fn`` runs inside the hook; where
-    it returns the activation itself or a view of it, a copy is kept. Gradients, modes and devices are left alone.
+    it returns the activation itself or a view of it, a copy is kept. ``with_tap``: call ``fn(activation, tap)``.
+    Gradients, modes and devices are left alone.
 
     Raises ``ValueError`` for a module that does not exist or a label used twice, ``TypeError`` where a tapped
     module hands over something else than a tensor, ``RuntimeError`` naming the tap where it fired twice, never
@@ -258,7 +259,9 @@ def capture(
         if not isinstance(value, Tensor):
             what = f"the {tap.where} of {tap.module!r} is a {type(value).__name__}, not a tensor"
             raise TypeError(f"tap {tap.name!r}: {what}; tap a module inside it")
-        result = value if fn is None else fn(value)
+        result = value
+        if fn is not None:
+            result = fn(value, tap) if with_tap else fn(value)
         if isinstance(result, Tensor) and result.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
             result = result.clone()
         fresh[tap.name] = result
@@ -289,11 +292,12 @@ def capture(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards each module as it was."""
-    modes = {module: module.training for module in model.modules()}
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """The models in eval mode; afterwards each module as it was."""
+    modes = {module: module.training for model in models for module in model.modules()}
     try:
-        model.eval()
+        for model in models:
+            model.eval()
         yield
     finally:
         for module, training in modes.items():

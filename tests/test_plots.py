@@ -33,7 +33,7 @@ def drawn(ax):
 
 
 def test_the_ground_is_opaque_and_light(tmp_path):
-    plots.cka_heatmap(cka(VIT, VIT)).figure.savefig(tmp_path / "map.png")
+    plots.draw_cka(cka(VIT, VIT)).figure.savefig(tmp_path / "map.png")
     pixels = plt.imread(tmp_path / "map.png")
     assert pixels.shape[2] == 3 or pixels[..., 3].min() == 1
     assert min(pixels[0, 0, :3]) > 0.95
@@ -67,18 +67,18 @@ def test_timms_second_resnet_counts_its_stages_from_1_too():
 def test_a_cka_map_spans_0_to_1_with_the_entrance_at_the_lower_left():
     matrix = cka(VIT, RESNET, 0.2)
     matrix.iloc[0, -1] = -0.1
-    ax = plots.cka_heatmap(matrix, x="ResNet-50", y="ViT-Ti/16")
+    ax = plots.draw_cka(matrix, x="ResNet-50", y="ViT-Ti/16")
     assert ax.collections[0].get_clim() == (0, 1)
     assert ax.get_xlabel() == "ResNet-50 stage" and ax.get_ylabel() == "ViT-Ti/16 block"
     assert ax.get_ylim()[0] == 0 and ax.get_xlim()[0] == 0 and ax.get_box_aspect() == 1
     assert len(ax.lines) == 3 and ax.get_title() == ""  # two lines fewer than stages and entrance; no title
     np.testing.assert_array_equal(drawn(ax), matrix.to_numpy().ravel())
-    assert not plots.cka_heatmap(matrix, stages=False).lines
+    assert not plots.draw_cka(matrix, stages=False).lines
 
 
 def test_a_map_without_numbers_is_refused():
     with pytest.raises(ValueError, match="no finite number"):
-        plots.cka_heatmap(cka(VIT, VIT, np.nan))
+        plots.draw_cka(cka(VIT, VIT, np.nan))
 
 
 def test_maps_side_by_side_share_scale_and_colour_bar():
