@@ -13,6 +13,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.name)]
 PAGES = sorted((ROOT / "book").glob("*.md"))
 ALT_LENGTH = 40
+HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}  # tags of cells whose code is not shown
+LINES, IMPORT_LINES = 15, 12  # of code that is shown in one cell, blank lines not counted
 EXEMPT = "typed-numbers"  # in a text cell's metadata: why the numbers in it are not a run's
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -84,6 +86,39 @@ def test_its_first_import_is_from_helpers(path):
         if re.match(r"(import|from) ", line)
     ]
     assert re.match(r"(import|from) helpers\b", imports[0])
+
+
+def shown(path: Path) -> list:
+    """The code cells that a reader of the page sees, the cell of imports first."""
+    code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    return [cell for cell in code if not HIDDEN & set(cell.metadata.get("tags", []))]
+
+
+def lines_of(cell) -> int:
+    return sum(bool(line.strip()) for line in cell.source.splitlines())
+
+
+@each_chapter
+def test_its_first_shown_cell_imports_and_makes_the_chapters_kit(path):
+    first = shown(path)[0]
+    assert first.source.startswith("from helpers")
+    assert f'chapter = Chapter("{path.stem}"' in first.source
+    assert lines_of(first) <= IMPORT_LINES, f"{first.id}: import modules, and what few cells need in these cells"
+
+
+@each_chapter
+def test_no_shown_cell_is_longer_than_a_reader_can_take_in(path):
+    long = {cell.id: lines_of(cell) for cell in shown(path) if lines_of(cell) > LINES}
+    assert not long, f"{long}: split these cells, or move what they compute to a tested room of helpers/"
+
+
+@each_chapter
+def test_numbers_tables_and_claims_go_through_the_chapters_kit(path):
+    """No chapter has its own way again to hand over numbers, to store tables or to judge claims."""
+    source = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
+    own = re.findall(r"^\s*def (?:say|store|keep|judge|record|whole)\b", source, re.MULTILINE)
+    around = re.findall(r"\bglue\b|\bresults\.write\b|\bclaims\.\w+\(", source)
+    assert not own + around, "use chapter.say, chapter.store, chapter.judge, chapter.record, uncertainty.whole"
 
 
 def figures(path: Path) -> list:
