@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 from helpers import probes, scenes, zoo
 from helpers.images import scene_images
 from helpers.positions import CHANNELS_LAST, positions, prefix_tokens
-from helpers.probes import L2S, few_shot, fit, interval, probe_accuracy, probe_error, probe_scores, ridge
+from helpers.probes import L2S, few_shot, fit, probe_accuracy, probe_error, probe_scores, ridge
 from helpers.taps import capture, taps_for, taps_named
 
 
@@ -161,17 +161,6 @@ def test_scores_over_draws_of_shots():
     assert torch.equal(few[0], by_hand.score)  # the rest of the images, whatever their order, choose l2
     with pytest.raises(ValueError, match="none is left"):
         probe_scores(x, y, test_x, test_y, shots=15)
-
-
-def test_the_interval_covers_what_a_binomial_gives():
-    hits = (torch.rand(1000, generator=torch.Generator().manual_seed(0)) < 0.7).float()
-    low, high = interval(hits)
-    assert high - low == pytest.approx(2 * 1.96 * (0.7 * 0.3 / 1000) ** 0.5, rel=0.1)
-    draws = (
-        hits[None] + torch.tensor([-0.2, -0.1, 0.0, 0.1, 0.2])[:, None]
-    )  # what the draw of shots adds is counted too
-    assert np.diff(interval(draws)) > 3 * (high - low)
-    assert interval(torch.zeros(3, 50)) == (0, 0)
 
 
 NETWORKS = {  # name → prefix tokens, positions of the last block

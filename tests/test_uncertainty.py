@@ -1,23 +1,55 @@
-"""Errors from tables with one group of images left out at a time: the jackknife, and the bootstrap for ranks."""
+"""The jackknife and the bootstrap over groups of images, and intervals of means and of shares."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import spearmanr
+import torch
+from scipy.stats import norm, spearmanr
 
-from helpers.uncertainty import bootstrap, jackknife, quantile
+from helpers.hsic import Sums
+from helpers.hsic import bootstrap as bootstrap_of_sums
+from helpers.uncertainty import (
+    bootstrap,
+    bootstrap_groups,
+    delete_one,
+    difference_of_shares,
+    groups,
+    interval,
+    jackknife,
+    quantile,
+    weighted_jackknife,
+    whole,
+)
 
 
-def left_out(groups: np.ndarray, **columns) -> pd.DataFrame:
+def left_out(means: np.ndarray, **columns) -> pd.DataFrame:
     """The table that measurements make of the means (G, rows) of G groups: over all of them, and without each."""
-    total = len(groups) * groups.mean(0)
-    tables = [(-1, groups.mean(0))] + [(g, (total - one) / (len(groups) - 1)) for g, one in enumerate(groups)]
-    rows = [pd.DataFrame({"block": range(groups.shape[1]), "x": mean, "left_out": g, **columns}) for g, mean in tables]
-    return pd.concat(rows, ignore_index=True)
+
+    def mean_without(group: int | None) -> dict[str, np.ndarray]:
+        return {"x": (means if group is None else np.delete(means, group, axis=0)).mean(0)}
+
+    return delete_one(pd.DataFrame({"block": range(means.shape[1]), **columns}), mean_without, range(len(means)))
 
 
 def order(table: pd.DataFrame) -> float:
     return spearmanr(table["block"], table["x"]).statistic
+
+
+def test_a_table_has_all_images_first_and_then_each_group_left_out():
+    rows = pd.DataFrame({"head": [0, 1], "name": ["a", "b"]})
+    table = delete_one(rows, lambda group: {"x": [group is None, group], "y": 0.5}, np.array([2, 5]))
+    assert list(table.columns) == ["head", "name", "left_out", "x", "y"] and list(table.index) == list(range(6))
+    assert table["left_out"].tolist() == [-1, -1, 2, 2, 5, 5] and table["x"].tolist() == [
+        True,
+        None,
+        False,
+        2,
+        False,
+        5,
+    ]
+    assert table["head"].tolist() == [0, 1] * 3 and (table["y"] == 0.5).all()
+    assert whole(table)["head"].tolist() == [0, 1] and list(whole(table[::-1]).index) == [0, 1]
+    assert groups(table) == 2 and groups(table[table["left_out"] != -1]) == 2 and groups(whole(table)) == 0
 
 
 def test_of_a_mean_both_give_its_standard_error():
@@ -66,6 +98,80 @@ def test_an_interval_holds_its_value():
     found = lambda t: float(t["x"].iloc[0] == groups[:, 0].mean())  # noqa: E731  true of the whole, hardly ever of a draw
     value, (low, high) = bootstrap(found, table, times=20, seed=3)
     assert value == high == 1 and low == 0
+
+
+def test_of_equal_groups_the_weighted_jackknife_is_the_ordinary_one():
+    means = np.random.default_rng(4).normal(0, 1, (7, 5))
+    table = left_out(means)
+    statistic = lambda t: np.exp(t["x"].to_numpy())  # noqa: E731  not linear in the means
+    value, stderr = jackknife(statistic, table)
+    without = np.stack([statistic(part) for group, part in table.groupby("left_out") if group >= 0])
+    np.testing.assert_allclose(weighted_jackknife(value, without, np.full(7, 1 / 7)), stderr)
+    single = weighted_jackknife(value[0], without[:, 0], np.full(7, 1 / 7))
+    assert single.shape == () and single == pytest.approx(stderr[0])
+
+
+def test_of_a_weighted_mean_the_jackknife_weighs_each_groups_own_deviation():
+    rng = np.random.default_rng(5)
+    shares, means = rng.dirichlet(np.full(6, 4.0)), rng.normal(0, 1, 6)
+    value = shares @ means
+    without = (value - shares * means) / (1 - shares)
+    wanted = np.sqrt(np.mean((means - value) ** 2 * shares / (1 - shares)))  # the pseudo-values are the groups' means
+    assert weighted_jackknife(value, without, shares) == pytest.approx(wanted)
+
+
+def test_the_weighted_jackknife_sees_the_spread_of_repeated_draws():
+    rng, counts = np.random.default_rng(6), np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+    shares = counts / counts.sum()
+    values, errors = [], []
+    for _ in range(500):
+        means = rng.normal(0, 1 / np.sqrt(counts))  # of as many observations as each group has
+        values.append(shares @ means)
+        errors.append(weighted_jackknife(values[-1], (values[-1] - shares * means) / (1 - shares), shares))
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(1 / np.sqrt(counts.sum()), rel=0.05)
+    assert np.std(values) == pytest.approx(1 / np.sqrt(counts.sum()), rel=0.1)
+
+
+def test_groups_are_drawn_with_replacement_and_all_are_drawn_alike():
+    seen = []
+    value, (low, high) = bootstrap_groups(
+        0.0, lambda drawn: seen.append(drawn) or float(drawn[0]), 8, times=4000, seed=1
+    )
+    drawn = np.stack(seen)
+    assert drawn.shape == (4000, 8) and set(drawn.ravel()) == set(range(8))
+    assert np.bincount(drawn.ravel()) / drawn.size == pytest.approx(np.full(8, 1 / 8), abs=0.01)
+    never = np.mean([0 not in row for row in drawn])
+    assert never == pytest.approx((7 / 8) ** 8, abs=0.03)
+    assert (value, low, high) == (0, 0, 7)
+
+
+def test_tables_and_sums_of_the_same_groups_have_the_same_bootstrap():
+    means = np.random.default_rng(7).uniform(0.2, 0.8, (16, 1))
+    ones = np.ones((16, 1))
+    sums = Sums(means[:, :, None], ones, ones, np.ones(16, dtype=int), np.full(16, 8))
+    of_sums = bootstrap_of_sums(lambda matrix: matrix[0, 0], sums, times=300, seed=2)
+    of_table = bootstrap(lambda t: t["x"].iloc[0], left_out(means), times=300, seed=2)
+    np.testing.assert_allclose(np.hstack(of_sums), np.hstack(of_table))
+
+
+def test_the_interval_of_a_mean_covers_what_a_binomial_gives():
+    hits = (torch.rand(1000, generator=torch.Generator().manual_seed(0)) < 0.7).float()
+    low, high = interval(hits)
+    assert high - low == pytest.approx(2 * 1.96 * (0.7 * 0.3 / 1000) ** 0.5, rel=0.1)
+    draws = (
+        hits[None] + torch.tensor([-0.2, -0.1, 0.0, 0.1, 0.2])[:, None]
+    )  # what the draw of shots adds is counted too
+    assert np.diff(interval(draws)) > 3 * (high - low)
+    assert interval(torch.zeros(3, 50)) == (0, 0)
+
+
+def test_the_difference_of_two_shares_is_covered_as_often_as_asked():
+    value, (low, high) = difference_of_shares(0.6, 0.5, 400)
+    reach = norm.ppf(0.975) * np.sqrt((0.24 + 0.25) / 400)
+    assert (value, low, high) == pytest.approx((0.1, 0.1 - reach, 0.1 + reach))
+    draws = np.random.default_rng(8).binomial(400, [0.6, 0.5], (1000, 2)) / 400
+    ends = [difference_of_shares(*pair, 400)[1] for pair in draws]
+    assert 0.93 < np.mean([low <= 0.1 <= high for low, high in ends]) < 0.97
 
 
 def test_students_t():
