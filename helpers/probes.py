@@ -20,12 +20,11 @@ from tqdm import tqdm
 
 from helpers.images import batches
 from helpers.inputs import normalise, pixels
+from helpers.places import OUTPUTS
 from helpers.positions import has_class_token, positions
 from helpers.taps import Tap, capture, evaluating, taps_for
-from helpers.uncertainty import interval  # noqa: F401  (chapters take it from here)
 
 L2S = tuple(10.0**k for k in range(-1, 6))
-OUTPUTS = ("resid_post", "block")  # kinds of taps: the output of each full block, as in the paper
 READ_OUTS = ("cls", "first token", "mean token", "tokens")
 CHUNK = 2**24  # numbers of a (T, N, D) that are standardised at once: 64 MB
 
@@ -340,23 +339,26 @@ def features(
     places = taps_for(model, OUTPUTS) if places is None else list(places)
     chosen = slice(None) if which is None else list(which)
 
-    def reduce(x: Tensor) -> dict[str, Tensor]:
-        at = positions(model, x)
-        if "cls" in read_outs and not (has_class_token(model) and at.prefix.shape[1]):
+    def reduce(x: Tensor, tap: Tap) -> dict[str, Tensor]:
+        at = positions(model, x, size=size, tap=tap)
+        if "cls" in read_outs and not (has_class_token(model, tap) and at.prefix.shape[1]):
             raise ValueError(f"{type(model).__name__} has no CLS token here; read its mean token")
+        coarse = positions(model, x, grid, size=size, tap=tap) if grid and "tokens" in read_outs else at
         parts = {
             "cls": lambda: at.prefix[:, 0],
             "first token": lambda: at.tokens[:, 0],
             "mean token": lambda: at.tokens.mean(1),
-            "tokens": lambda: (positions(model, x, grid) if grid else at).tokens.transpose(0, 1)[chosen],
+            "tokens": lambda: coarse.tokens.transpose(0, 1)[chosen],
         }
         return {name: parts[name]().to(dtype, copy=True) for name in read_outs}
 
     kept = {name: {tap.name: [] for tap in places} for name in read_outs}
     loader = images.split(batch) if isinstance(images, Tensor) else batches(images, batch)
-    with evaluating(model), capture(model, places, reduce) as out:
+    with evaluating(model), capture(model, places, reduce, with_tap=True) as out:
         for part in tqdm(loader, desc="features", unit="batch", disable=not progress):
-            model(normalise(model, pixels(part)))
+            part = normalise(model, pixels(part))
+            size = tuple(part.shape[-2:])
+            model(part)
             for place, found in out.items():
                 for name, x in found.items():
                     if not x.isfinite().all():

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from helpers import results
 from helpers.attention import attended_patches, attention_distance
 from helpers.head_subsets import head_subsets
-from helpers.hsic import GROUPS
 from helpers.images import ImageSet, batches
 from helpers.rollout import rollout_maps
+from helpers.uncertainty import GROUPS
 
 HEAD_IMAGES = 1600
 SUBSET_IMAGES = 2560  # in batches of 160

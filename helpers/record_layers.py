@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from helpers import results
 from helpers.images import ImageSet, batches
-from helpers.receptive_field import GROUPS, effective_receptive_fields
+from helpers.receptive_field import effective_receptive_fields
 from helpers.residual import MEASURES, skip_ratios
 from helpers.taps import taps_for
+from helpers.uncertainty import GROUPS
 
 FIELD_IMAGES = 32  # as in the paper
 FIELD_CHANNELS = 8  # drawn at random for each image, place and map

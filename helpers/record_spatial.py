@@ -14,9 +14,10 @@ from helpers import results
 from helpers.images import ImageSet, normalise
 from helpers.localization import PixelTokens, table, token_patches
 from helpers.positions import has_class_token, positions
-from helpers.probes import OUTPUTS, features, interval, probe_scores
+from helpers.probes import OUTPUTS, features, probe_scores
 from helpers.record_layers import LENGTH
 from helpers.taps import capture, evaluating, taps_for, taps_named
+from helpers.uncertainty import interval
 
 BATCH = 160  # 2,560 images make sixteen groups for the jackknife
 IMAGES = 2560
