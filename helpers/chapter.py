@@ -12,7 +12,6 @@ One object serves a whole chapter. It is made in the cell of imports and knows w
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -69,7 +68,7 @@ class Chapter:
         units: Mapping[str, str] | None = None,
         models: Models | None = None,
         images: Images | None = None,
-    ) -> Path:
+    ) -> None:
         """Store a table that the chapter draws, with its provenance, as ``results.write`` does.
 
         Args:
@@ -80,15 +79,12 @@ class Chapter:
             models: where they are not the chapter's; () where there are none.
             images: where they are not the chapter's; {} where there are none.
 
-        Returns:
-            The path of the CSV.
-
         Raises:
             ValueError: as ``results.write``, for a table or a unit that does not fit.
             TypeError: as ``Chapter``, for models and images.
         """
         plain = {column: "1" for column in table if is_float_dtype(table[column])}
-        return results.write(
+        results.write(
             f"{self.name}/{name}",
             table,
             what=what,

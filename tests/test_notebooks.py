@@ -121,6 +121,16 @@ def test_numbers_tables_and_claims_go_through_the_chapters_kit(path):
     assert not own + around, "use chapter.say, chapter.store, chapter.judge, chapter.record, uncertainty.whole"
 
 
+@each_chapter
+def test_recordings_are_read_without_the_programs_that_made_them(path):
+    source = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
+    assert not re.search(
+        r"^(?:from helpers\.record(?:_\w+)? import|from helpers import .*\brecord(?:_\w+)?\b(?!ed))",
+        source,
+        re.MULTILINE,
+    ), "read recordings with helpers.recorded"
+
+
 def figures(path: Path) -> list:
     return [cell for cell in read(path).cells if "mystnb" in cell.metadata]
 
