@@ -138,7 +138,7 @@ def folder_images(
 
     Raises ValueError, naming the file and what to do, if there is no such folder, no image in it or a class folder
     that is not among ``classes``; for any file that cannot be read or is refused (``pictures.inspect``); and for a size
-    or limit below 1. Damage inside a picture shows when it is read.
+    or limit below 1. Damage inside a picture, and a file that changed since, show when it is read.
 
     Warns of files with the same bytes, of files that may be pictures but are of no kind that is read, and of folders
     that look as if they were not those of the classes. ``describe`` counts the first two.
@@ -159,9 +159,8 @@ def folder_images(
         pinned.update(file.relative_to(root).as_posix().encode() + b"\0" + digest)
 
     def get(position: int) -> tuple[torch.Tensor, int]:
-        file = files[position]
-        with pictures.naming(file), Image.open(file, formats=pictures.FORMATS) as picture:
-            return pil_to_tensor(pictures.square(picture, size)), label_of[file.parent]
+        file, (digest, _) = files[position], seen[position]
+        return pil_to_tensor(pictures.read(file, size, digest)), label_of[file.parent]
 
     about = {"source": f"folder {root.name}", "size": size, "shuffled_with_seed": seed, "sha256": pinned.hexdigest()}
     about |= _copies(files, [digest for digest, _ in seen]) | _left_out(root, left_out)
@@ -262,7 +261,7 @@ def _check_size(size: int) -> None:
 
 def _shuffled(items: Iterable, limit: int | None, seed: int) -> list:
     """The first ``limit`` of the items (all, by default) in an order that depends on ``seed`` alone."""
-    if limit is not None and limit < 1:
+    if limit is not None and (not isinstance(limit, Integral) or limit < 1):
         raise ValueError(f"limit is a number of images, at least 1; got {limit}")
     items = list(items)
     random.Random(seed).shuffle(items)

@@ -57,6 +57,19 @@ def inspect(file: Path) -> tuple[bytes, bool]:
     return hashlib.sha256(content).digest(), transparent
 
 
+def read(file: Path, size: int, digest: bytes) -> Image.Image:
+    """The picture in a file, made ``square``.
+
+    Raises ValueError, naming the file, if it cannot be read or its SHA-256 is no longer ``digest``.
+    """
+    with naming(file):
+        content = file.read_bytes()
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError(f"{shown(file)} has changed since the set of images was made; make the set again")
+    with naming(file), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        return square(picture, size)
+
+
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
     """Turns whatever goes wrong with a file from elsewhere into a ValueError that names it and says what to do."""
@@ -145,4 +158,4 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, BACKGROUND), picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -156,6 +156,8 @@ def test_errors_of_folders_say_what_is_missing(tmp_path):
     picture(8, 8).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="limit is a number of images, at least 1; got 0"):
         images.folder_images(tmp_path, limit=0)
+    with pytest.raises(ValueError, match="limit is a number of images, at least 1; got 1.5"):
+        images.folder_images(tmp_path, limit=1.5)
 
 
 # --- copies and classes

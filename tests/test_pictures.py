@@ -407,6 +407,17 @@ def test_a_file_that_is_cut_off_is_refused_before_any_is_read(tmp_path, suffix):
     assert torch.from_numpy(read(tmp_path, 64).copy()).float().std() > 20
 
 
+def test_what_is_read_is_what_the_hash_says(tmp_path):
+    photographs(tmp_path, "a.png")
+    found = folder_images(tmp_path, 8)
+    Image.new("RGB", (8, 8), (77, 0, 0)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png has changed since the set of images was made; make the set again"):
+        found[0]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"cannot read .*a\.png as an image .*No such file"):
+        found[0]
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp", "ppm"])
 def test_whatever_is_damaged_nothing_but_a_valueerror_that_names_it_comes_out(tmp_path, suffix):
     draw = np.random.default_rng(0)
