@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from helpers.geometry import Centres
 from helpers.hsic import LEAST, Sums, gram_row
 from helpers.images import ImageSet, batches
 from helpers.inputs import normalise, pixels
-from helpers.positions import Centres, positions
-from helpers.probes import OUTPUTS
+from helpers.places import OUTPUTS
+from helpers.positions import positions
 from helpers.taps import Tap, capture, evaluating, taps_for
 from helpers.uncertainty import GROUPS, delete_one
 
@@ -203,10 +204,11 @@ def token_patches(
             part = pixels(part)
             if len(part) < LEAST:
                 continue
-            size = tuple(part.shape[-2:])
+            size, x = tuple(part.shape[-2:]), normalise(model, part) if preprocess is None else preprocess(part)
             order = None if shuffle is None else _permutation(len(part), shuffle, index)
-            with capture(model, places, _comparison(model, part, own, order)) as out:
-                model(normalise(model, part) if preprocess is None else preprocess(part))
+            compare = _comparison(model, part, tuple(x.shape[-2:]), own, order)
+            with capture(model, places, compare, with_tap=True) as out:
+                model(x)
             counts[:, index % GROUPS] += 1, len(part)
             for place, (grid, found) in out.items():
                 if not found["self_x"].isfinite().all():
@@ -219,18 +221,18 @@ def token_patches(
 
 
 def _comparison(
-    model: nn.Module, images: Tensor, own: Callable[..., Tensor], order: Tensor | None
-) -> Callable[[Tensor], tuple[tuple[int, int], dict[str, Tensor]]]:
+    model: nn.Module, images: Tensor, seen: tuple[int, int], own: Callable[..., Tensor], order: Tensor | None
+) -> Callable[[Tensor, Tap], tuple[tuple[int, int], dict[str, Tensor]]]:
     """The function of an activation that gives its grid, and HSICs of its positions with the patches of ``images``.
 
-    ``own``: grid and size of the images → the position to whose patch each pixel belongs, (H, W). The patches' rows
-    are made once for each grid, when it is first met.
+    ``seen``: height and width of what the model is given. ``own``: grid and size of the images → the position to whose
+    patch each pixel belongs, (H, W). The patches' rows are made once for each grid, when it is first met.
     """
     size = tuple(images.shape[-2:])
     rows: dict[tuple[int, int], Tensor] = {}
 
-    def compare(x: Tensor) -> tuple[tuple[int, int], dict[str, Tensor]]:
-        at = positions(model, x)
+    def compare(x: Tensor, tap: Tap) -> tuple[tuple[int, int], dict[str, Tensor]]:
+        at = positions(model, x, size=seen, tap=tap)
         tokens = token_rows(at.tokens)
         if at.grid not in rows:
             rows[at.grid] = patch_rows(images, own(at.grid, size)).to(tokens)

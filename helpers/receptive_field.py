@@ -18,19 +18,19 @@ below and to the right of the image's middle, so distances are counted from the 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from helpers.geometry import Centres
 from helpers.inputs import normalise
-from helpers.positions import Centres, positions
-from helpers.structure import STREAM
+from helpers.places import BRANCHES, STREAM
+from helpers.positions import positions
 from helpers.taps import Tap, capture, evaluating, taps_for
 from helpers.uncertainty import GROUPS, delete_one
-
-BRANCHES = ("attn", "mlp", "token_mix", "channel_mix", "branch")  # kinds of taps: what is about to be added
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 def _places(model: nn.Module, image: Tensor, taps: list[Tap], length: int) -> tuple[pd.DataFrame, list[int]]:
     """The table of places of ``ReceptiveFields``, and how many channels each has. ``image`` (1, 3, H, W)."""
-    with torch.inference_mode(), capture(model, taps, lambda x: _middle(model, x)) as read, Centres(model) as centres:
+    look = partial(_middle, model, tuple(image.shape[-2:]))
+    with torch.inference_mode(), capture(model, taps, look, with_tap=True) as read, Centres(model) as centres:
         model(normalise(model, image))
     rows, widths, reached = [], [], 0
     for tap, (middle, grid) in zip(taps, read.values(), strict=True):
@@ -154,14 +155,15 @@ def _summed_gradients(
 
     ``drawn``: for each place the channels of each image, (N, channels).
     """
-    sums = torch.zeros(groups, len(taps), *images.shape[-2:])
+    size = tuple(images.shape[-2:])
+    sums = torch.zeros(groups, len(taps), *size)
     for start in range(0, len(images), batch):
         x = images[start : start + batch]
         x = x.float() / 255 if x.dtype == torch.uint8 else x.float().clone()
-        with torch.enable_grad(), capture(model, taps, lambda x: _middle(model, x)[0]) as out:
+        with torch.enable_grad(), capture(model, taps, partial(_middle, model, size), with_tap=True) as out:
             model(normalise(model, x.requires_grad_()))
         group = torch.arange(start, start + len(x)) % groups
-        for place, middle in enumerate(out.values()):  # (B, C)
+        for place, (middle, _) in enumerate(out.values()):  # (B, C)
             own = drawn[place][start : start + batch].to(middle.device)  # (B, channels)
             for channel in own.T:
                 chosen = middle.gather(1, channel[:, None]).sum()  # of each image a channel of its own
@@ -221,8 +223,8 @@ def kept_by_skip(table: pd.DataFrame, branch: str, places: list[str]) -> float:
     return float(np.mean([share[position[name]] / share[i] for name, i in zip(places, before, strict=True)]))
 
 
-def _middle(model: nn.Module, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """The middle position of an activation, (B, channels), and its grid's rows and columns."""
-    found = positions(model, x)
+def _middle(model: nn.Module, size: tuple[int, int], x: Tensor, tap: Tap) -> tuple[Tensor, tuple[int, int]]:
+    """The middle position of an activation ``x`` of images of ``size``, (B, channels); its grid's rows and columns."""
+    found = positions(model, x, size=size, tap=tap)
     height, width = found.grid
     return found.tokens[:, height // 2 * width + width // 2], found.grid

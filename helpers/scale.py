@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from helpers.cka import CKAResult
-from helpers.probes import OUTPUTS
+from helpers.places import OUTPUTS
 from helpers.structure import Places, between
 from helpers.uncertainty import difference_of_shares, interval
 

@@ -18,8 +18,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from helpers.cka import CKAResult
-
-STREAM = ("embed", "resid_mid", "resid_post", "stem", "block")  # kinds of taps: the residual stream, block by block
+from helpers.places import STREAM
 
 
 @dataclass(frozen=True)
