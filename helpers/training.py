@@ -30,14 +30,14 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from helpers import motifs, scenes, zoo
+from helpers import files, motifs, scenes, zoo
 from helpers.accuracy import TEST_SCENES, measure
 from helpers.catalogue import Card, Recipe
 from helpers.colours import fit_colours
 from helpers.images import normalise
 from helpers.scenes import Corpus, render, split
 
-WORK = zoo.ROOT / ".training"  # rendered scenes (1.2 GB) and unfinished runs
+WORK = files.ROOT / ".training"  # rendered scenes (1.2 GB) and unfinished runs
 CURVE_POINTS = 50
 CHECKPOINT_SECONDS = 60
 

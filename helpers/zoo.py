@@ -13,21 +13,23 @@ Three kinds of model answer to a name:
 
 import difflib
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from helpers import results
 from helpers.catalogue import BASELINE, ZOO, Card, build
-from helpers.results import sha256
+from helpers.files import is_sha256, replacing, sha256
+from helpers.weights import load_into, not_finite
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "data" / "zoo"
+FOLDER = results.ZOO
 WEIGHTS_VARIABLE = "VIT_BOOK_WEIGHTS"
 _REMEDY = "restore it from version control, or delete it and run `make zoo`"
 
@@ -63,30 +65,41 @@ def card(name: str) -> dict:
 
 
 def save(card: Card, model: nn.Module, measured: dict) -> None:
-    """Store a trained model: weights as float16 safetensors, and its card with what was measured on it."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    """Store a trained model: weights as float16 safetensors, and its card with what was measured on it.
+
+    Raises FloatingPointError for weights that are not finite numbers in half precision; nothing is stored then.
+    """
     state = {key: value.detach().cpu().half().contiguous() for key, value in model.state_dict().items()}
-    temporary = FOLDER / f"{card.name}.tmp"  # nothing under the final names until it is whole, the card last
-    save_file(state, temporary)
-    stored = {**asdict(card), "sha256": sha256(temporary), **measured}
-    temporary.replace(_weights_file(card.name))
-    temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(_card_file(card.name))
+    if broken := not_finite(state):
+        raise FloatingPointError(f"{card.name} is not stored: not finite in half precision are {broken}")
+    with replacing(_weights_file(card.name), _card_file(card.name)) as (weights, about):
+        save_file(state, weights)
+        stored = {**asdict(card), "sha256": sha256(weights), **measured}
+        about.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
 def load(name: str, pretrained: bool = True, folder: str | Path | None = None, seed: int = 0) -> nn.Module:
     """The model ``name`` in eval mode; with ``pretrained=False`` its untrained twin, drawn from ``seed``.
 
-    Raises ValueError for an unknown name (with the nearest known ones) or an incomplete card,
-    FileNotFoundError for missing weights, OSError for corrupt ones or ones of another architecture,
-    ConnectionError where timm's hub cannot be reached.
+    The weights of the zoo must be those that their card pins, and so must those of a folder if their card has a
+    ``sha256``. Names of weights that a wrapper (``module.``, ``_orig_mod.``, ``model.`` …) has made longer are read
+    without it, with a warning.
+
+    Raises:
+        ValueError: an unknown name (with the nearest known ones); a card that is incomplete, names a file outside
+            the folder of weights, or holds a value that cannot be.
+        FileNotFoundError: weights that are missing.
+        OSError: weights that are corrupt, not those of their card, pickled, of another architecture, or not finite.
+        ConnectionError: timm's hub cannot be reached.
     """
     folder = folder or os.environ.get(WEIGHTS_VARIABLE)
     local = _local_cards(Path(folder)) if folder else {}
     if name in _catalogue():
         model = build(_catalogue()[name], None if pretrained else seed)
         if pretrained:
-            _load_state(model, _weights_file(name), card(name)["sha256"], _REMEDY)
+            if not is_sha256(pinned := card(name).get("sha256")):
+                raise ValueError(f"{_card_file(name)} does not pin its weights: its sha256 is {pinned!r}; {_REMEDY}")
+            load_into(model, _weights_file(name), pinned, _REMEDY)
     elif name in local:
         model = _local_model(Path(folder), name, local[name], pretrained, seed)
     elif timm.is_model(name.split(".")[0]):
@@ -107,18 +120,22 @@ def _local_cards(folder: Path) -> dict:
     file = folder / "cards.json"
     if not file.exists():
         raise FileNotFoundError(f"{folder} is no folder of weights: it has no cards.json")
-    return _read(file, "mend it")
+    cards = _read(file, "mend it")
+    if not isinstance(cards, dict):
+        raise ValueError(f"{file} is to hold a mapping from names to cards, not {str(cards)[:60]}")
+    return cards
 
 
-def _local_model(folder: Path, name: str, card: dict, pretrained: bool, seed: int) -> nn.Module:
+def _local_model(folder: Path, name: str, card: Any, pretrained: bool, seed: int) -> nn.Module:
     """A model of a folder of weights. ``kept_stages`` says how many stages a ResNet has kept; no classifier."""
-    lacking = [key for key in ("architecture", "file", "mean", "std") if key not in card]
-    if lacking:
-        raise ValueError(f"the card of {name!r} in {folder / 'cards.json'} does not say: {', '.join(lacking)}")
+    file = _checked(card, name, folder)
     if not timm.is_model(card["architecture"]):
         near = _nearest(card["architecture"], timm.list_models())
         raise ValueError(f"timm has no architecture {card['architecture']!r}, as the card of {name!r} has it{near}")
     model = _untrained(card["architecture"], seed)
+    reshaped = [key for key in ("kept_stages", "stride_in_first_conv") if card.get(key)]
+    if reshaped and not isinstance(model, timm.models.ResNet):
+        raise ValueError(f"the card of {name!r} has {reshaped[0]}, which is for ResNets, not {card['architecture']}")
     if "kept_stages" in card:
         for missing in (*(f"layer{stage}" for stage in range(card["kept_stages"] + 1, 5)), "fc"):
             setattr(model, missing, nn.Identity())
@@ -130,17 +147,51 @@ def _local_model(folder: Path, name: str, card: dict, pretrained: bool, seed: in
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = card["bn_eps"]
     if pretrained:
-        _load_state(model, folder / "weights" / card["file"], None, "copy it into the folder again")
+        load_into(model, file, card.get("sha256"), "copy it into the folder again")
     size = model.pretrained_cfg["input_size"]
     model.pretrained_cfg = {"mean": card["mean"], "std": card["std"], "input_size": size}
     return model
+
+
+def _checked(card: Any, name: str, folder: Path) -> Path:
+    """The file of weights that a card of a folder names, once nothing is wrong with the card.
+
+    Raises ValueError that names the model and the key.
+    """
+
+    def need(right: bool, message: str) -> None:
+        if not right:
+            raise ValueError(f"the card of {name!r} in {folder / 'cards.json'} {message}")
+
+    need(isinstance(card, dict), f"is no mapping: {card!r}")
+    lacking = [key for key in ("architecture", "file", "mean", "std") if key not in card]
+    need(not lacking, f"does not say: {', '.join(lacking)}")
+    for key in ("architecture", "file"):
+        need(isinstance(card[key], str) and bool(card[key]), f"has as {key} no name: {card[key]!r}")
+    for key in ("mean", "std"):
+        three = isinstance(card[key], list) and len(card[key]) == 3 and all(map(_is_number, card[key]))
+        need(three, f"has as {key} not three finite numbers: {card[key]!r}")
+    need(min(card["std"]) > 0, f"has as std a number that is not above zero: {card['std']!r}")
+    need(card.get("kept_stages", 1) in (1, 2, 3, 4), f"keeps {card.get('kept_stages')!r} of a ResNet's 4 stages")
+    epsilon = card.get("bn_eps", 1)
+    need(_is_number(epsilon) and epsilon > 0, f"has as bn_eps no number above zero: {epsilon!r}")
+    pinned = card.get("sha256", "0" * 64)
+    need(is_sha256(pinned), f"has as sha256 not 64 hexadecimal digits but {pinned!r}: correct it, or leave the key out")
+    weights = folder / "weights"
+    inside = (weights / card["file"]).resolve().is_relative_to(weights.resolve())
+    need(inside, f"names a file that does not lie in {weights}: {card['file']!r}; copy it there")
+    return weights / card["file"]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _hub_model(name: str, pretrained: bool, seed: int) -> nn.Module:
     if not pretrained:
         return _untrained(name, seed)
     try:
-        return timm.create_model(name, pretrained=True)
+        model = timm.create_model(name, pretrained=True)
     except RuntimeError as error:  # timm: no such tag, or no weights for this architecture
         raise ValueError(f"timm has no weights for {name!r}: {error}") from error
     except Exception as error:  # the hub's client raises many kinds of error where there is no network
@@ -148,6 +199,9 @@ def _hub_model(name: str, pretrained: bool, seed: int) -> nn.Module:
             f"the weights of {name!r} could not be fetched from timm's hub ({type(error).__name__}: {error}). Without "
             f"a network, put them into a folder with cards.json and weights/, and name it in {WEIGHTS_VARIABLE}"
         ) from error
+    if broken := not_finite(dict(model.named_parameters())):
+        raise OSError(f"the weights that timm's hub has of {name!r} are not finite: {broken}")
+    return model
 
 
 def _untrained(name: str, seed: int) -> nn.Module:
@@ -163,25 +217,6 @@ def _untrained(name: str, seed: int) -> nn.Module:
         except TypeError:  # an architecture that has no such option
             torch.manual_seed(seed)
             return timm.create_model(name)
-
-
-def _load_state(model: nn.Module, file: Path, expected: str | None, remedy: str) -> None:
-    if not file.exists():
-        raise FileNotFoundError(f"no weights at {file}; {remedy}")
-    if expected and sha256(file) != expected:
-        raise OSError(f"the weights in {file} are not those of their card (sha256 differs); {remedy}")
-    try:
-        state = load_file(file)
-    except SafetensorError as error:
-        raise OSError(f"the weights in {file} are corrupt ({error}); {remedy}") from error
-    try:
-        missing, unexpected = model.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
-    except RuntimeError as error:  # a tensor of another size
-        raise OSError(f"the weights in {file} do not fit the architecture: {error}; {remedy}") from error
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        wrong = f"missing {', '.join(missing) or 'none'}, unexpected {', '.join(unexpected) or 'none'}"
-        raise OSError(f"the weights in {file} do not fit the architecture: {wrong}; {remedy}")
 
 
 def _catalogue() -> dict[str, Card]:

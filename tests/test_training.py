@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import training, zoo
+from helpers import files, training, zoo
 from helpers.catalogue import Card, Recipe
 from helpers.scenes import NOVEL, Corpus, render
 from helpers.training import train, train_missing
+from helpers.weights import load_into
 
 RECIPE = Recipe(images_seen=480, distinct_images=96, batch=16)  # 30 steps
 STEPS = 30
@@ -75,7 +76,7 @@ def same(a, b):
 def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
     work = tmp_path / "work"
     code = KILLED.format(tests=os.path.dirname(__file__), work=str(work))
-    environment = {**os.environ, "PYTHONPATH": str(zoo.ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(files.ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as run:
         assert run.stdout.readline().strip() == "in the middle of it"
         run.send_signal(signal.SIGKILL)
@@ -117,7 +118,7 @@ def test_a_seed_decides_the_weights(tmp_path):
 def test_what_is_measured_is_what_is_stored(tmp_path):
     model = train(VIT, tmp_path, **QUICK)
     card, again = zoo.card(VIT.name), zoo.build(VIT)
-    zoo._load_state(again, zoo.FOLDER / "tiny-vit.safetensors", card["sha256"], "")
+    load_into(again, zoo.FOLDER / "tiny-vit.safetensors", card["sha256"], "")
     assert same(dict(model.state_dict()), dict(again.state_dict()))
     assert card["test_scenes"] == 16 and card["accuracy"]["all cues"].keys() == {"pair", "shape", "texture"}
     assert card["run"]["threads"] == torch.get_num_threads() and card["curve"][-1][0] == 480

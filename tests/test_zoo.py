@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from helpers import catalogue, zoo
+from helpers import catalogue, files, zoo
 from helpers.accuracy import CUES, TEST_SCENES
 from helpers.images import normalise
 from helpers.scenes import Corpus, render, split
@@ -263,6 +263,27 @@ def test_corrupt_weights_are_refused(tiny_zoo, damage):
         zoo.load("vit")
 
 
+@pytest.mark.parametrize("pinned", [None, "", "0", 0, "absent"])
+def test_weights_that_the_zoos_card_does_not_pin_are_refused(tiny_zoo, pinned):
+    card = json.loads((tiny_zoo / "vit.json").read_text())
+    card["sha256"] = pinned
+    if pinned == "absent":
+        del card["sha256"]
+    (tiny_zoo / "vit.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"vit\.json does not pin its weights: its sha256 is .*; restore it"):
+        zoo.load("vit")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e6])
+def test_weights_that_are_not_finite_in_half_precision_are_not_stored(tiny_zoo, value):
+    before = {file.name: file.read_bytes() for file in tiny_zoo.iterdir()}
+    model = catalogue.build(tiny())
+    model.blocks[0].mlp.fc1.weight.data[0, 0] = value
+    with pytest.raises(FloatingPointError, match=r"vit is not stored: .*blocks\.0\.mlp\.fc1\.weight"):
+        zoo.save(tiny(), model, {"accuracy": {}})
+    assert {file.name: file.read_bytes() for file in tiny_zoo.iterdir()} == before
+
+
 def test_a_corrupt_card_is_named(tiny_zoo):
     (tiny_zoo / "vit.json").write_text('{"name": "vi')
     with pytest.raises(OSError, match=r"vit\.json cannot be read .*restore it"):
@@ -281,7 +302,12 @@ def test_weights_of_another_size_are_refused(tiny_zoo, monkeypatch):
 def test_a_hub_that_cannot_be_reached_says_what_to_do(tmp_path):
     """In a process of its own, because the hub's client reads its settings when it is imported."""
     code = "from helpers import zoo; zoo.load('vit_tiny_patch16_224')"
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(zoo.ROOT)}
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(files.ROOT),
+    }
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     last = ran.stderr.strip().splitlines()[-1]
     assert last.startswith("ConnectionError: the weights of 'vit_tiny_patch16_224' could not be fetched"), ran.stderr
@@ -363,6 +389,93 @@ def test_errors_of_a_folder_of_weights(folder):
     save_file({"pos_embed": torch.zeros(2)}, path / "weights" / "a.safetensors")
     with pytest.raises(OSError, match="do not fit the architecture"):
         zoo.load("mine", folder=path)
+
+
+def change(path, name, **changes):
+    cards = json.loads((path / "cards.json").read_text())
+    cards[name] |= changes
+    (path / "cards.json").write_text(json.dumps(cards))
+
+
+def test_weights_of_a_folder_are_those_that_their_card_pins(folder):
+    path, vit, _ = folder
+    right = files.sha256(path / "weights" / "a.safetensors")
+    change(path, "mine", sha256=right)
+    assert torch.equal(zoo.load("mine", folder=path).pos_embed, vit.pos_embed)
+    change(path, "mine", sha256=right[:-1] + ("0" if right[-1] != "0" else "1"))
+    with pytest.raises(OSError, match="not those of their card .*copy it into the folder again"):
+        zoo.load("mine", folder=path)
+
+
+@pytest.mark.parametrize("outside", ["../../theirs.safetensors", "/", "sub/../../../theirs.safetensors", "link"])
+def test_weights_outside_the_folder_are_refused(folder, outside):
+    path, vit, _ = folder
+    theirs = path.parent / "theirs.safetensors"
+    save_file(vit.state_dict(), theirs)
+    (path / "weights" / "link").symlink_to(theirs)
+    change(path, "mine", file=str(theirs) if outside == "/" else outside)
+    with pytest.raises(
+        ValueError, match="the card of 'mine' .* names a file that does not lie in .*weights.*copy it there"
+    ):
+        zoo.load("mine", folder=path)
+
+
+def test_weights_in_a_folder_within_or_reached_by_a_link_are_read(folder):
+    path, vit, _ = folder
+    (path / "weights" / "sub").mkdir()
+    (path / "weights" / "a.safetensors").rename(path / "weights" / "sub" / "a.safetensors")
+    change(path, "mine", file="sub/a.safetensors")
+    (path.parent / "linked").symlink_to(path)
+    for place in (path, path.parent / "linked"):
+        assert torch.equal(zoo.load("mine", folder=place).pos_embed, vit.pos_embed)
+
+
+NAN = float("nan")
+WRONG = [
+    ("mine", {"sha256": None}, "sha256 not 64 hexadecimal digits but None.*leave the key out"),
+    ("mine", {"sha256": ""}, "sha256 not 64 hexadecimal digits but ''"),
+    ("mine", {"sha256": "TODO"}, "sha256 not 64"),
+    ("mine", {"std": [0.5, 0.0, 0.5]}, "std a number that is not above zero"),
+    ("mine", {"std": [0.5, -0.5, 0.5]}, "std a number that is not above zero"),
+    ("mine", {"std": 0.5}, "std not three finite numbers: 0.5"),
+    ("mine", {"std": [0.5, 0.5]}, "std not three"),
+    ("mine", {"mean": [0.5, NAN, 0.5]}, "mean not three finite numbers"),
+    ("mine", {"mean": [0.5, float("inf"), 0.5]}, "mean not three"),
+    ("mine", {"mean": ["0.5"] * 3}, "mean not three"),
+    ("mine", {"file": ["a.safetensors"]}, "file no name"),
+    ("mine", {"file": ""}, "file no name"),
+    ("mine", {"architecture": None}, "architecture no name"),
+    ("mine", {"kept_stages": 3}, "kept_stages, which is for ResNets, not test_vit"),
+    ("mine", {"stride_in_first_conv": True}, "stride_in_first_conv, which is for ResNets"),
+    ("old", {"kept_stages": 5}, "keeps 5 of a ResNet's 4 stages"),
+    ("old", {"bn_eps": NAN}, "bn_eps no number above zero"),
+    ("old", {"bn_eps": 0}, "bn_eps no number above zero"),
+]
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize("name, changes, says", WRONG, ids=lambda value: str(value)[:30])
+def test_a_value_that_cannot_be_is_refused(folder, name, changes, says, pretrained):
+    change(folder[0], name, **changes)
+    with pytest.raises(ValueError, match=rf"the card of '{name}' .*{says}"):
+        zoo.load(name, folder=folder[0], pretrained=pretrained)
+
+
+def test_cards_that_are_no_mapping_are_refused(folder):
+    (folder[0] / "cards.json").write_text('{"mine": ["test_vit"]}')
+    with pytest.raises(ValueError, match="the card of 'mine' .* is no mapping"):
+        zoo.load("mine", folder=folder[0])
+    (folder[0] / "cards.json").write_text('["mine"]')
+    with pytest.raises(ValueError, match=r"cards\.json is to hold a mapping from names to cards"):
+        zoo.load("mine", folder=folder[0])
+
+
+def test_weights_of_the_hub_that_are_not_finite_are_refused(monkeypatch):
+    model = timm.create_model("test_vit")
+    model.head.weight.data[0, 0] = NAN
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: model)
+    with pytest.raises(OSError, match=r"hub has of 'test_vit' are not finite: head\.weight"):
+        zoo.load("test_vit")
 
 
 @pytest.mark.parametrize(
