@@ -7,13 +7,15 @@ Everything is made under ``build/``:
     executed/   the chapters with their outputs
     results/    the tables and verdicts that they wrote
     logs/       what a chapter's process, or Jupyter Book, had to say
+    runs/       what the chapters of a build that is going on have written so far
     src/        the staging tree. It mirrors the repository (book/, notebooks/), so that the links to a
                 page's source are right, while executed notebooks stay out of git
     site/       the published site: replaced only by one that was built and checked without a fault
+    state.json  of what inputs all this was made, and its hashes: what was changed by hand is made anew
+    own/        not the build's: what chapters write that are run by hand
 """
 
 import argparse
-import fcntl
 import os
 import platform
 import re
@@ -24,11 +26,11 @@ import sys
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
-from helpers import faults, site
+from helpers import __version__, faults, site
 from helpers.execution import BookError, chapters, cores, digest, execute, files_below, read_state, write_state
-
-ROOT = Path(__file__).resolve().parent.parent
+from helpers.files import ROOT
 
 
 def documents(root: Path) -> list[str]:
@@ -61,7 +63,12 @@ executed at a time.
 
 
 def generated_pages(root: Path, pages: list[str]) -> dict[str, str]:
-    """The text of those pages of the table of contents that are made from data, not written."""
+    """The text of those pages of the table of contents that are made from data, not written.
+
+    Raises:
+        BookError: a chapter has not recorded a claim.
+        ValueError: a card, a sidecar, a record or a marker is not as it must be.
+    """
     made = {}
     if "book/scoreboard" in pages:
         from helpers import claims
@@ -99,13 +106,15 @@ def repository_url(root: Path) -> str | None:
 
 
 def configuration(root: Path) -> dict:
-    """``_config.yml``, with the buttons that lead to the sources where the repository's address is known."""
+    """``_config.yml`` with the version, and with buttons that lead to the sources where their address is known."""
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    page = config.setdefault("html", {})
+    page["extra_footer"] = f"{page.get('extra_footer', '')} Version {__version__}."
     url = repository_url(root)
     config["repository"] = {"url": url or "", "branch": "main", "path_to_book": ""}
     if url:
         buttons = ("use_repository_button", "use_edit_page_button", "use_issues_button")
-        config.setdefault("html", {}).update(dict.fromkeys(buttons, True))
+        page.update(dict.fromkeys(buttons, True))
         config["launch_buttons"] = {
             "notebook_interface": "jupyterlab",
             "colab_url": "https://colab.research.google.com",
@@ -130,7 +139,11 @@ def stage(root: Path) -> str:
     (source / "notebooks").mkdir()
     for notebook in chapters(root):
         shutil.copy(root / "build" / "executed" / notebook.name, source / "notebooks")
-    for name, text in generated_pages(root, pages).items():
+    try:
+        generated = generated_pages(root, pages)
+    except ValueError as error:
+        raise BookError(f"a page can't be made: {error}") from error
+    for name, text in generated.items():
         (source / f"{name}.md").write_text(text, encoding="utf-8")
     (source / "_config.yml").write_text(yaml.safe_dump(configuration(root), sort_keys=False), encoding="utf-8")
     missing = [name for name in pages if not any((source / f"{name}{end}").exists() for end in (".md", ".ipynb"))]
@@ -184,25 +197,30 @@ def make(root: Path = ROOT, jobs: int | None = None) -> Path:
     """
     root = root.resolve()
     (root / "build").mkdir(exist_ok=True)
-    index = root / "build" / "site" / "index.html"
-    with (root / "build" / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BookError("another process is making this book just now") from None
-        if (former := root / "build" / "site.former").exists() and not index.exists():
-            former.rename(root / "build" / "site")  # a build was killed between the two renames of publish
-        execute(root, jobs)
-        key, state = stage(root), read_state(root)
-        if state["site"] == key and index.exists():
-            return index
-        print("building the site", file=sys.stderr)
-        built = build(root)
-        wrong = site.faults(built, documents(root))
-        if wrong:
-            raise BookError("the site was built, but has faults:\n\n" + "\n".join(wrong))
-        publish(root, built)
-        write_state(root, state | {"site": key})
+    try:
+        with FileLock(root / "build" / ".lock", timeout=0):
+            return bring_up_to_date(root, jobs)
+    except Timeout:
+        raise BookError("another process is making this book just now") from None
+
+
+def bring_up_to_date(root: Path, jobs: int | None) -> Path:
+    """What ``make`` does, in a repository that no other build is at work in."""
+    published = root / "build" / "site"
+    index = published / "index.html"
+    if (former := root / "build" / "site.former").exists() and not index.exists():
+        former.rename(published)  # a build was killed between the two renames of publish
+    execute(root, jobs)
+    key, state = stage(root), read_state(root)
+    if index.exists() and state["site"] == {"key": key, "files": digest(published, files_below(published))}:
+        return index
+    print("building the site", file=sys.stderr)
+    built = build(root)
+    wrong = site.faults(built, documents(root))
+    if wrong:
+        raise BookError("the site was built, but has faults:\n\n" + "\n".join(wrong))
+    publish(root, built)
+    write_state(root, state | {"site": {"key": key, "files": digest(published, files_below(published))}})
     return index
 
 

@@ -4,8 +4,9 @@ A table ``name`` is two files: ``name.csv`` (one observation a row) and ``name.j
 holds, the unit of each number, models, images, seed, versions of the packages, version and commit of the book, date,
 and the sha256 of the CSV, so that a table and a sidecar that do not belong together are noticed.
 
-Chapters write below ``build/results`` (or the folder named in ``VIT_BOOK_RESULTS``); measurements on ImageNet-trained
-models, which not every machine can repeat, are kept in ``data/recorded``.
+Chapters write below ``build/own/results``, or into the folder that ``VIT_BOOK_RESULTS`` names. The build sets that, and
+keeps what its own chapters wrote in ``build/results``. Measurements on ImageNet-trained models, which not every machine
+can repeat, are kept in ``data/recorded``.
 """
 
 import difflib
@@ -27,7 +28,8 @@ import pandas as pd
 from helpers import __version__
 from helpers.files import ROOT, is_sha256, replacing, sha256
 
-FOLDER = ROOT / "build" / "results"
+BOOK = ROOT / "build" / "results"  # what the build made, and nobody else writes
+FOLDER = ROOT / "build" / "own" / "results"
 RECORDED = ROOT / "data" / "recorded"
 ZOO = ROOT / "data" / "zoo"  # its cards, NAME.json, pin the weights of the book's own models
 FOLDER_VARIABLE = "VIT_BOOK_RESULTS"
@@ -36,7 +38,7 @@ DIGITS = 9  # significant decimal digits: enough to give back a float32 exactly
 
 
 def folder() -> Path:
-    """Where chapters write: the folder named in ``VIT_BOOK_RESULTS``, else ``build/results``."""
+    """Where chapters write: the folder named in ``VIT_BOOK_RESULTS``, else ``build/own/results``."""
     return Path(os.environ.get(FOLDER_VARIABLE) or FOLDER)
 
 

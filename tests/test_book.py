@@ -1,20 +1,26 @@
 """`make book`, on a small book of its own: what is executed when, what a failure leaves, what is published."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from functools import partial
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 import yaml
+from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import book, execution
+import helpers
+from helpers import book, execution, results
 from helpers.execution import BookError
 
 FIGURE = {
@@ -102,11 +108,6 @@ def test_the_kernel_is_this_python_and_writes_results_under_build(built):
     assert int((built / "build" / "results" / "threads.txt").read_text()) >= 1
 
 
-def test_executed_chapters_hold_no_paths_or_times_of_the_run(built):
-    text = (built / "build" / "executed" / "02_answer.ipynb").read_text()
-    assert "papermill" not in text and "iopub" not in text and str(built) not in text
-
-
 def test_the_sources_stay_without_outputs(built):
     for notebook in execution.chapters(built):
         assert not any(cell.get("outputs") for cell in nbformat.read(notebook, 4).cells)
@@ -152,6 +153,9 @@ def test_a_changed_page_executes_nothing_and_builds_the_site(small, executed):
     assert "A sentence more." in (small / "build" / "site" / "book" / "index.html").read_text()
 
 
+@pytest.mark.fault(
+    "Building the book", "a cell that fails", "chapter, cell and error are named; the published site stays"
+)
 def test_a_failing_cell_is_named_and_the_site_stays(small):
     before = site_as_it_is(small)
     write_chapter(small, "01_line", "fine = 1", "first = 1\nsecond = first / 0")
@@ -165,6 +169,7 @@ def test_a_failing_cell_is_named_and_the_site_stays(small):
     assert not (small / "build" / "executed" / "01_line.ipynb").read_text().count("ZeroDivisionError")
 
 
+@pytest.mark.fault("Building the book", "a second build after one that failed", "the chapter is executed again")
 def test_after_a_failure_the_chapter_is_executed_again(small, executed):
     write_chapter(small, "01_line", "1 / 0")
     for _ in range(2):
@@ -173,6 +178,7 @@ def test_after_a_failure_the_chapter_is_executed_again(small, executed):
     assert executed == ["01_line", "01_line"]
 
 
+@pytest.mark.fault("Building the book", "a cell that does not end", "it is stopped after half an hour and named")
 def test_a_cell_that_takes_too_long(small, monkeypatch):
     monkeypatch.setattr(execution, "CELL_TIMEOUT", 2)
     write_chapter(small, "01_line", "1", "import time\ntime.sleep(60)")
@@ -180,6 +186,7 @@ def test_a_cell_that_takes_too_long(small, monkeypatch):
         book.make(small)
 
 
+@pytest.mark.fault("Building the book", "a kernel that dies", "the cell is named")
 def test_a_kernel_that_dies(small):
     write_chapter(small, "01_line", "import os", "os._exit(1)")
     with pytest.raises(BookError, match=r"cell 3 of 3(?s:.*)DeadKernelError"):
@@ -205,6 +212,7 @@ def alive(pid: int) -> bool:
 SLEEP = "import os, time, pathlib\npathlib.Path('{0}.pid').write_text(str(os.getpid()))\ntime.sleep(300)"
 
 
+@pytest.mark.fault("Building the book", "Ctrl-C, or a request to end", "every chapter's process and kernel is ended")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_the_build_ends_the_kernels(small, how):
     names = ("01_line", "02_answer")
@@ -224,6 +232,7 @@ def test_stopping_the_build_ends_the_kernels(small, how):
     assert site_as_it_is(small) == before
 
 
+@pytest.mark.fault("Building the book", "a chapter fails while others run", "the others and their kernels are ended")
 def test_a_failing_chapter_stops_the_others(small):
     write_chapter(small, "01_line", SLEEP.format("01_line"))
     wait = "import pathlib, time\nwhile not pathlib.Path('01_line.pid').exists(): time.sleep(0.1)"
@@ -233,6 +242,9 @@ def test_a_failing_chapter_stops_the_others(small):
     wait_for(lambda: not alive(int((small / "01_line.pid").read_text())))
 
 
+@pytest.mark.fault(
+    "Building the book", "a link or reference that leads nowhere", "it is named; the published site stays"
+)
 def test_a_warning_of_the_site_builder_fails_and_the_site_stays(small):
     before = site_as_it_is(small)
     with (small / "book" / "index.md").open("a") as page:
@@ -244,6 +256,7 @@ def test_a_warning_of_the_site_builder_fails_and_the_site_stays(small):
     assert site_as_it_is(small) == before
 
 
+@pytest.mark.fault("Building the book", "a figure without alternative text", "it is named; the published site stays")
 def test_a_figure_without_alternative_text_fails_and_the_site_stays(small):
     before = site_as_it_is(small)
     write_chapter(small, "01_line", "import matplotlib.pyplot as plt\nplt.plot([0, 1])\nplt.show()")
@@ -252,6 +265,9 @@ def test_a_figure_without_alternative_text_fails_and_the_site_stays(small):
     assert site_as_it_is(small) == before
 
 
+@pytest.mark.fault(
+    "Building the book", "a chapter or page that the table of contents lacks, or has too much", "it is named"
+)
 def test_the_table_of_contents_and_the_files_agree(small):
     write_chapter(small, "03_new", "1")
     with pytest.raises(BookError, match="does not list these chapters: 03_new"):
@@ -261,6 +277,7 @@ def test_the_table_of_contents_and_the_files_agree(small):
         book.make(small)
 
 
+@pytest.mark.fault("Building the book", "the build is killed while it publishes", "the published site is there again")
 def test_a_build_that_was_killed_while_it_published_loses_no_site(small):
     before = {path.name for path in (small / "build" / "site").iterdir()}
     (small / "build" / "site").rename(small / "build" / "site.former")
@@ -270,13 +287,10 @@ def test_a_build_that_was_killed_while_it_published_loses_no_site(small):
     assert {path.name for path in (small / "build" / "site").iterdir()} == before
 
 
+@pytest.mark.fault("Building the book", "two builds at a time", "the second says so and does nothing")
 def test_one_build_at_a_time(small):
-    import fcntl
-
-    with (small / "build" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(BookError, match="another process"):
-            book.make(small)
+    with FileLock(small / "build" / ".lock"), pytest.raises(BookError, match="another process"):
+        book.make(small)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +339,274 @@ def test_the_longest_chapter_is_executed_first(small, executed):
     assert executed[2:] == ["02_answer", "01_line"]  # by what the last build noted
 
 
+@pytest.mark.fault(
+    "Building the book", "a claim that its chapter has not recorded", "it is named; no scoreboard is made"
+)
 def test_a_scoreboard_is_not_made_while_a_chapter_has_not_recorded_its_claims(tmp_path):
     assert "R1" in book.generated_pages(tmp_path, ["book/scoreboard"])["book/scoreboard"]
     with pytest.raises(BookError, match="no record of R1 on scenes.*delete build/executed"):
         book.generated_pages(tmp_path, ["book/scoreboard", "notebooks/02_representation"])
+
+
+# What a build leaves to the next one
+
+
+@pytest.mark.fault(
+    "Building the book",
+    "the build is killed (kill -9)",
+    "its chapters' processes and kernels end by themselves, and nothing that they wrote is used",
+)
+def test_a_killed_build_leaves_no_process_and_nothing_of_it_is_published(small, executed):
+    write_chapter(small, "02_answer", SLEEP.format("02_answer"), "print('ANSWER old')")
+    process = subprocess.Popen([sys.executable, "-m", "helpers.book", "--root", str(small), "--jobs", "1"])
+    wait_for((small / "02_answer.pid").exists)
+    kernel = int((small / "02_answer.pid").read_text())
+    chapter = int(Path(f"/proc/{kernel}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    process.kill()
+    process.wait(60)
+    wait_for(lambda: not alive(kernel) and not alive(chapter), seconds=10)
+    assert not (small / "build" / "executed" / "02_answer.ipynb").read_text().count("ANSWER old")
+    write_chapter(small, "02_answer", "print('ANSWER new')")
+    book.make(small)
+    assert executed == ["02_answer"] and not list((small / "build" / "runs").iterdir())
+    assert "ANSWER new" in (small / "build" / "site" / "notebooks" / "02_answer.html").read_text()
+
+
+@pytest.mark.fault("Building the book", "a chapter's process is killed (kill -9)", "the build says so; its kernel ends")
+def test_a_killed_chapter_is_a_failure_and_its_kernel_ends(small):
+    kill = "import os, pathlib, signal\npathlib.Path('kernel.pid').write_text(str(os.getpid()))"
+    write_chapter(small, "01_line", kill, "os.kill(os.getppid(), signal.SIGKILL)\nimport time\ntime.sleep(300)")
+    with pytest.raises(BookError, match="01_line.ipynb: its process ended with status -9"):
+        book.make(small)
+    wait_for(lambda: not alive(int((small / "kernel.pid").read_text())))
+
+
+def test_a_chapter_that_outlives_its_build_writes_into_no_folder_of_the_book(small, executed):
+    """What a process writes after its build was killed lies in that build's own folder, which the next one removes."""
+    places = "import os\nprint(os.environ['VIT_BOOK_RESULTS'])"
+    write_chapter(small, "02_answer", f"{places}\nopen('folder.txt', 'w').write(os.environ['VIT_BOOK_RESULTS'])")
+    folders = []
+    for number in range(2):
+        write_chapter(
+            small,
+            "02_answer",
+            f"number = {number}\n{places}; open('folder', 'w').write(os.environ['VIT_BOOK_RESULTS'])",
+        )
+        execution.execute(small)
+        folders.append(Path((small / "folder").read_text()))
+    assert folders[0] != folders[1] and not any(folder.exists() for folder in folders)
+    assert all(folder.is_relative_to(small / "build" / "runs") for folder in folders)
+    assert "build/results" in (small / "build" / "executed" / "02_answer.ipynb").read_text()
+
+
+DAMAGES = {
+    "removed": None,
+    "empty": b"",
+    "cut off": b'{"chapters": {"01_line"',
+    "no JSON": b"\xff\xfe\x00",
+    "a list": b"[]",
+    "null": b"null",
+    "a number": b"3",
+    "nested too deep": b"[" * 100_000,
+    "without its parts": b"{}",
+    "chapters as a list": b'{"chapters": [], "site": null}',
+    "chapters as words": b'{"chapters": {"01_line": "fine", "02_answer": 3}, "site": "fine"}',
+    "notes without their parts": b'{"chapters": {"01_line": {"key": 1}, "02_answer": {}}, "site": []}',
+}
+
+
+@pytest.mark.fault(
+    "Building the book", "build/state.json damaged, empty, missing or of another form", "all is made anew"
+)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_heals(small, executed, damage):
+    state = small / "build" / "state.json"
+    before = json.loads(state.read_text())
+    state.unlink()
+    if DAMAGES[damage] is not None:
+        state.write_bytes(DAMAGES[damage])
+    execution.execute(small)
+    assert sorted(executed) == ["01_line", "02_answer"]
+    after = json.loads(state.read_text())
+    assert {name: ran["key"] for name, ran in after["chapters"].items()} == {
+        name: ran["key"] for name, ran in before["chapters"].items()
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seconds": "long"}, {"seconds": float("nan")}, {"cells": None}, {"key": 3}, {"results": []}, {"more": 1},
+     {"results": {"../../01": "x", "\0": 3}}, {"notebook": None}],
+)  # fmt: skip
+def test_a_note_of_another_form_is_of_one_chapter_alone(small, executed, change):
+    state = execution.read_state(small)
+    state["chapters"]["01_line"] |= change
+    execution.write_state(small, state)
+    execution.execute(small)
+    assert executed == ["01_line"]
+
+
+@pytest.mark.fault(
+    "Building the book", "an executed notebook changed by hand", "it is not published but executed again"
+)
+def test_an_executed_notebook_changed_by_hand_is_not_published(small, executed):
+    notebook = small / "build" / "executed" / "02_answer.ipynb"
+    notebook.write_text(notebook.read_text().replace("ANSWER 41", "ANSWER 99"))
+    book.make(small)
+    assert executed == ["02_answer"] and "ANSWER 41" in notebook.read_text()
+    assert "ANSWER 41" in (small / "build" / "site" / "notebooks" / "02_answer.html").read_text()
+
+
+@pytest.mark.fault(
+    "Building the book", "a result or a record of claims changed by hand or removed", "its chapter runs again"
+)
+@pytest.mark.parametrize("name", ["claims/02_answer.json", "kernel.txt"])
+@pytest.mark.parametrize("change", [lambda path: path.write_text("mine"), Path.unlink])
+def test_a_result_changed_by_hand_is_made_again(small, executed, name, change):
+    file = small / "build" / "results" / name
+    before = file.read_bytes()
+    change(file)
+    execution.execute(small)
+    assert executed == ["02_answer"] and file.read_bytes() == before
+
+
+@pytest.mark.fault(
+    "Building the book", "a file of someone else among the book's results", "it is no result of the book"
+)
+def test_a_result_that_no_chapter_wrote_is_removed(small, executed):
+    stray = small / "build" / "results" / "claims" / "03_gone.json"
+    stray.write_text("{}")
+    execution.execute(small)
+    assert executed == [] and not stray.exists()
+
+
+@pytest.mark.fault("Building the book", "two chapters that write one result", "both are named")
+def test_two_chapters_that_write_the_same_result(small):
+    for name in ("01_line", "02_answer"):
+        write_chapter(small, name, "import os\nopen(os.environ['VIT_BOOK_RESULTS'] + '/same.txt', 'w').write('x')")
+    with pytest.raises(BookError, match=r"01_line and 02_answer|02_answer and 01_line.*same\.txt"):
+        execution.execute(small)
+
+
+@pytest.mark.fault("Building the book", "a page of the published site changed by hand", "the site is built again")
+@pytest.mark.parametrize("change", ["edited", "added", "removed"])
+def test_a_site_changed_by_hand_is_built_again(small, monkeypatch, change):
+    site = small / "build" / "site"
+    before = {path.relative_to(site) for path in site.rglob("*")}
+    if change == "edited":
+        (site / "book" / "index.html").write_text("<p>mine</p>")
+    elif change == "added":
+        (site / "book" / "mine.html").write_text("<p>mine</p>")
+    else:
+        (site / "book" / "timings.html").unlink()
+    book.make(small)
+    assert "mine" not in (site / "book" / "index.html").read_text()
+    assert {path.relative_to(site) for path in site.rglob("*")} == before
+    monkeypatch.setattr(book, "build", lambda root: pytest.fail("the site was built again"))
+    book.make(small)
+
+
+@pytest.mark.parametrize("other", [{"python": "3.99"}, {"torch": "0"}])
+def test_another_python_or_package_executes_every_chapter(small, monkeypatch, other):
+    before, installed = execution.shared_inputs(small), execution.installed()
+    assert {"python", "torch", "numpy", "pandas", "ipykernel", "filelock", "markupsafe"} <= set(installed)
+    assert "absent" not in {installed[name] for name in ("torch", "numpy", "pandas", "timm", "nbclient")}
+    assert not {"torch-cka", "pytest"} & set(installed)
+    monkeypatch.setattr(execution, "installed", lambda: installed | other)
+    assert execution.shared_inputs(small) != before
+
+
+def test_a_card_that_is_not_as_it_must_be_is_no_traceback(small, monkeypatch):
+    def refuse(root, pages):
+        raise ValueError("similarity.json: its number of images is 'many'")
+
+    monkeypatch.setattr(book, "generated_pages", refuse)
+    with pytest.raises(BookError, match="similarity.json"):
+        book.stage(small)
+
+
+def test_the_version_stands_at_the_foot_of_every_page(root, built):
+    assert helpers.__version__ == tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    for page in ("book/index", "notebooks/01_line"):
+        foot = (built / "build" / "site" / f"{page}.html").read_text().split("<footer", 1)[1]
+        assert f"Version {helpers.__version__}." in foot
+
+
+# A run by hand
+
+
+@pytest.mark.fault(
+    "Claims and results", "a chapter run by hand with other parameters", "it writes to build/own, never into the book"
+)
+def test_a_run_by_hand_does_not_write_where_the_book_does(root, monkeypatch):
+    monkeypatch.delenv(results.FOLDER_VARIABLE, raising=False)
+    assert results.folder() == root / "build" / "own" / "results"
+    environment = execution.kernel_environment(root / "build" / "runs", threads=1)
+    assert environment[results.FOLDER_VARIABLE] == str(root / "build" / "runs")
+
+
+def test_what_was_run_by_hand_is_left_alone_and_not_used(small, executed):
+    own = small / "build" / "own" / "results" / "claims" / "02_answer.json"
+    own.parent.mkdir(parents=True)
+    own.write_text('{"R12": "mine"}')
+    execution.execute(small)
+    assert executed == [] and own.read_text() == '{"R12": "mine"}'
+
+
+def test_the_documented_run_by_hand_works_in_a_fresh_clone(root, built, tmp_path):
+    """The lines of the page, on a copy without ``build/`` and with a chapter of its own."""
+    page = (root / "book" / "using_your_own.md").read_text(encoding="utf-8")
+    (lines,) = [block for block in re.findall(r"```shell\n(.*?)```", page, re.DOTALL) if "papermill" in block]
+    clone = shutil.copytree(built, tmp_path / "clone", ignore=shutil.ignore_patterns("build"))
+    write_chapter(clone, "02_representation", "seed = 0", "print('SEED', seed)")
+    (clone / ".venv").symlink_to(Path(sys.executable).parent.parent)
+    subprocess.run(["bash", "-ec", lines], cwd=clone, check=True, capture_output=True, timeout=120)
+    assert "SEED 1" in (clone / "build" / "own" / "02_representation.ipynb").read_text()
+
+
+# The same twice
+
+TRACES = """import sys, pandas as pd, torch, matplotlib.pyplot as plt
+from pathlib import Path
+class Thing: pass
+print("one"); print(Path.cwd()); print("a warning", file=sys.stderr); print("two", flush=True)
+display(Thing())
+display(pd.DataFrame({"a": [1, 2]}).style, pd.DataFrame({"b": [3.5]}).style)
+plt.plot([0, 1]); plt.show()
+print(f"{torch.arange(5000, dtype=torch.float64).mul(1e-3).exp().clamp(max=9).sum().item():.9g}", Thing)"""
+
+
+@pytest.mark.fault("Building the book", "one commit, built twice", "the executed notebooks are the same bytes")
+def test_executed_notebooks_hold_no_trace_of_their_run(small, monkeypatch):
+    made = []
+    for threads in (1, 1, 2):
+        write_chapter(small, "02_answer", TRACES, "display(Thing(), {'x': Thing()})")
+        monkeypatch.setattr(execution, "cores", lambda threads=threads: threads)
+        (small / "build" / "state.json").unlink()
+        execution.execute(small, jobs=1)
+        made.append((small / "build" / "executed" / "02_answer.ipynb").read_bytes())
+    assert made[0] == made[1] == made[2]
+    text = made[0].decode()
+    for trace in ("papermill", "iopub", str(small), "0x7", "a warning"):
+        assert trace not in text
+    assert "a warning" in (small / "build" / "logs" / "02_answer.log").read_text()
+    cells = nbformat.reads(text, 4).cells
+    assert cells[1].outputs[0].text == "one\n.\ntwo\n"
+    html = "".join(output.data["text/html"] for output in cells[1].outputs if "text/html" in output.get("data", {}))
+    assert 'id="T_0"' in html and "#T_1" not in html or 'id="T_1"' in html
+
+
+def test_a_chapter_measures_the_same_twice(root, tmp_path, monkeypatch):
+    """Tables, verdicts and shown outputs of a real chapter, bit for bit; a sidecar's date is the only trace of a run."""
+    from test_chapters import SMALL
+
+    chapter, made = "00_scenes", []
+    for run in ("a", "b"):
+        monkeypatch.setenv(results.FOLDER_VARIABLE, str(tmp_path / run))
+        source = str(root / "notebooks" / f"{chapter}.ipynb")
+        papermill.execute_notebook(source, None, SMALL[chapter], kernel_name="python3", cwd=root, progress_bar=False)
+        files = sorted(path for path in (tmp_path / run).rglob("*") if path.is_file())
+        made.append(
+            {path.relative_to(tmp_path / run): re.sub(r'"date": ".*?"', "", path.read_text()) for path in files}
+        )
+    assert made[0] and made[0] == made[1]
