@@ -62,12 +62,12 @@ def prefix_tokens(model: nn.Module, tap: Tap | None = None) -> int:
     ``tap``: where the tokens are read, of which a model that holds several networks must be told. Raises ValueError
     where it holds networks with different numbers of them and there is no tap.
     """
-    return _agreed(model, tap, _has_prefix, _prefix_of, "numbers of prefix tokens") or 0
+    return _agreed(model, tap, _is_network, _prefix_of, "numbers of prefix tokens") or 0
 
 
 def has_class_token(model: nn.Module, tap: Tap | None = None) -> bool:
     """Whether the first of the prefix tokens is a class token (CLS), and not a register. As ``prefix_tokens``."""
-    return bool(_agreed(model, tap, _has_prefix, _class_token_of, "kinds of prefix tokens"))
+    return bool(_agreed(model, tap, _is_network, _class_token_of, "kinds of prefix tokens"))
 
 
 def token_grid(model: nn.Module, size: tuple[int, int] | None = None, tap: Tap | None = None) -> tuple[int, int] | None:
@@ -156,13 +156,14 @@ def _tokens(model: nn.Module, count: int, size: tuple[int, int] | None, tap: Tap
             f"{count} tokens are not the {own[0]} × {own[1]} patches of {type(model).__name__} with {number} prefix "
             "tokens or none, nor these halved, and no square grid is guessed; read the network where it has all tokens"
         )
-    patches, ratio = max(count - number, 0), 1.0 if size is None else size[0] / size[1]
-    rows = round(math.sqrt(patches * ratio))
-    columns = patches // max(rows, 1)
-    if not rows or rows * columns != patches or not math.isclose(rows, columns * ratio):
-        shape = "square grid" if size is None or size[0] == size[1] else f"grid of squares on {size[0]} × {size[1]} px"
-        raise ValueError(f"{patches} tokens make up no {shape}; {number} prefix tokens were left out")
-    return number, (rows, columns)
+    ratio = 1.0 if size is None else size[0] / size[1]
+    for prefix in dict.fromkeys((number, 0)):  # as above (XCiT)
+        rows = round(math.sqrt(max(count - prefix, 0) * ratio))
+        columns = (count - prefix) // max(rows, 1)
+        if rows and rows * columns == count - prefix and math.isclose(rows, columns * ratio):
+            return prefix, (rows, columns)
+    shape = "square grid" if size is None or size[0] == size[1] else f"grid of squares on {size[0]} × {size[1]} px"
+    raise ValueError(f"{count} tokens make up no {shape}, with {number} prefix tokens or none")
 
 
 def _halvings(grid: tuple[int, int]) -> Iterator[tuple[int, int]]:
@@ -205,12 +206,18 @@ def _agreed(
     return next(iter(found.values()), None)
 
 
-def _has_prefix(network: nn.Module) -> bool:
-    return hasattr(network, "num_prefix_tokens") or isinstance(getattr(network, "cls_token", None), Tensor)
+def _is_network(part: nn.Module) -> bool:
+    """Whether a module is a network of tokens, and not a part of one: some attentions count prefix tokens too."""
+    if hasattr(part, "num_prefix_tokens") and hasattr(part, "blocks"):
+        return True
+    return isinstance(getattr(part, "cls_token", None), Tensor) or _embedding(part) is not None
 
 
 def _prefix_of(network: nn.Module) -> int:
-    return network.num_prefix_tokens if hasattr(network, "num_prefix_tokens") else network.cls_token.shape[1]  # PiT
+    if hasattr(network, "num_prefix_tokens"):
+        return network.num_prefix_tokens
+    token = getattr(network, "cls_token", None)  # PiT; a Mixer has none
+    return 0 if token is None else token.shape[1]
 
 
 def _class_token_of(network: nn.Module) -> bool:
