@@ -1,6 +1,7 @@
 """Training can be stopped anywhere: a run that was killed and resumed gives the weights of one that was not."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -144,6 +145,84 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         train(wild, tmp_path, **QUICK)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_after_the_last_step_are_not_stored(tmp_path, monkeypatch, value):
+    """The loss of a step is that before it, so that of the last step says nothing of the weights after it."""
+    steps, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def clipped(parameters, norm):
+        parameters = list(parameters)
+        clip(parameters, norm)
+        steps.append(len(steps))
+        if len(steps) == STEPS:
+            parameters[0].grad.fill_(value)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+    with pytest.raises(FloatingPointError, match="tiny-vit is not stored: not finite in half precision are cls_token"):
+        train(VIT, tmp_path, **QUICK)
+    assert not zoo.is_stored(VIT.name) and not list(zoo.FOLDER.glob("*"))
+
+
+# --- damage, and two at a time
+
+
+def test_a_damaged_checkpoint_is_refused_or_changes_nothing(tmp_path):
+    """One byte anywhere in the file: where it is of no account, what is read is what was written."""
+    train(VIT, tmp_path, stop_after=2, **QUICK)
+    (file,) = tmp_path.glob("tiny-vit-*.pt")
+    whole, wanted, generator = file.read_bytes(), checkpoint(tmp_path, VIT), random.Random(0)
+    refused = 0
+    for place in (
+        *range(0, 400, 7),
+        *range(len(whole) - 400, len(whole), 7),
+        *generator.choices(range(len(whole)), k=150),
+    ):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << generator.randrange(8)]) + whole[place + 1 :])
+        try:
+            assert same(training._read_checkpoint(file, torch.device("cpu")), wanted), place
+        except OSError as error:
+            assert f"{file} is damaged" in str(error) and "delete it" in str(error)
+            refused += 1
+    assert refused > 150
+    tensor = whole.index(wanted["model"]["head.weight"].numpy().tobytes())
+    file.write_bytes(whole[:tensor] + bytes([whole[tensor] ^ 64]) + whole[tensor + 1 :])
+    with pytest.raises(OSError, match="is damaged .*delete it, and the run starts anew"):
+        train(VIT, tmp_path, **QUICK)
+    assert not zoo.is_stored(VIT.name)
+    for damaged in (b"", whole[:1000], b"no checkpoint"):
+        file.write_bytes(damaged)
+        with pytest.raises(OSError, match="is damaged"):
+            train(VIT, tmp_path, **QUICK)
+
+
+TRAINS = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_training import VIT
+from helpers import training
+def first_batch(*arguments):
+    print("in the middle of it", flush=True)
+    time.sleep(600)
+training._batch = first_batch
+training.train(VIT, Path({work!r}), progress=False)
+"""
+
+
+def test_one_process_at_a_time_trains_a_model(tmp_path, capsys):
+    code = TRAINS.format(tests=os.path.dirname(__file__), work=str(tmp_path))
+    environment = {**os.environ, "PYTHONPATH": str(files.ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as run:
+        assert run.stdout.readline().strip() == "in the middle of it"
+        with pytest.raises(BlockingIOError, match="tiny-vit is being trained by another process, which holds .*lock"):
+            train(VIT, tmp_path, **QUICK)
+        assert train_missing([VIT, RESNET], tmp_path, **QUICK) == ["tiny-resnet"]  # it goes on with what is free
+        assert "tiny-vit is being trained by another process" in capsys.readouterr().out
+        run.send_signal(signal.SIGKILL)
+    assert train(VIT, tmp_path, stop_after=1, **QUICK) is None  # a process that is gone holds nothing
+    assert train(VIT, tmp_path, stop_after=1, **QUICK) is None
+
+
 # --- the images of a step
 
 
@@ -154,6 +233,24 @@ def test_rendered_scenes_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "render", None)  # not called a second time
     again, _ = training.training_scenes(Corpus(), 20, tmp_path)
     assert torch.equal(again, images)
+
+
+@pytest.mark.parametrize("which", ["images.npy", "labels.npy", "sha256"])
+@pytest.mark.parametrize("damage", ["zeroed", "a flipped bit", "cut short", "gone"])
+def test_damaged_scenes_are_rendered_again(tmp_path, which, damage):
+    images, labels = (part.clone() for part in training.training_scenes(Corpus(), 6, tmp_path))
+    (file,) = tmp_path.glob(f"scenes-*{which}")
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        zeroed = content[:128] + bytes(len(content) - 128)
+        flipped = content[:-1] + bytes([content[-1] ^ 1])
+        file.write_bytes(
+            {"zeroed": zeroed, "a flipped bit": flipped, "cut short": content[: len(content) // 2]}[damage]
+        )
+    again, labels_again = training.training_scenes(Corpus(), 6, tmp_path)
+    assert torch.equal(again, images) and torch.equal(labels_again, labels) and file.read_bytes() == content
 
 
 def test_two_processes_may_render_the_same_scenes_at_once(tmp_path, monkeypatch):
@@ -169,7 +266,7 @@ def test_two_processes_may_render_the_same_scenes_at_once(tmp_path, monkeypatch)
 
     monkeypatch.setattr(training.np, "save", interrupted)
     images, _ = training.training_scenes(Corpus(), 6, tmp_path)
-    assert torch.equal(images, render(Corpus(), range(6)).images) and len(list(tmp_path.iterdir())) == 2
+    assert torch.equal(images, render(Corpus(), range(6)).images) and len(list(tmp_path.iterdir())) == 3
 
 
 def test_scenes_are_rendered_in_order_by_several_processes(tmp_path):
@@ -240,9 +337,10 @@ def test_the_command_skips_what_is_stored_and_tidies_up_when_all_is(tmp_path, mo
     scenes_file = tmp_path / "work" / "scenes-0-images.npy"
     scenes_file.parent.mkdir()
     scenes_file.touch()
+    scenes_file.with_name(".scenes-0-images.npy.1.part").touch()
     small = replace(zoo.BASELINE, recipe=replace(RECIPE, distinct_images=600))
     monkeypatch.setattr(zoo, "BASELINE", small)
     training.train(small, tmp_path / "work", test_scenes=16)
     training.main([])
     assert capsys.readouterr().out == "colours: there already\n"
-    assert not scenes_file.exists()
+    assert [file.name for file in scenes_file.parent.iterdir()] == [".colours.lock"]
