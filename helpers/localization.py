@@ -314,7 +314,7 @@ class PixelTokens(nn.Module):
 
     pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 
-    def __init__(self, patch: int):
+    def __init__(self, patch: int) -> None:
         super().__init__()
         self.cut, self.tokens = nn.Unfold(patch, stride=patch), nn.Identity()
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)  # a model has a device

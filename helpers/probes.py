@@ -216,7 +216,16 @@ def probe_error(
     return _each(train_x, train_y, valid_x, valid_y, test_x, l2s, squared, score)
 
 
-def _each(train_x, train_y, valid_x, valid_y, test_x, l2s, loss, score) -> Probed:
+def _each(
+    train_x: Tensor,
+    train_y: Tensor,
+    valid_x: Tensor,
+    valid_y: Tensor,
+    test_x: Tensor,
+    l2s: Sequence[float],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    score: Callable[[Probe, Tensor], Tensor],
+) -> Probed:
     """Fit and score; (T, N, D) in parts of as many tokens as ``CHUNK`` allows."""
     for name, x in (("training", train_x), ("validation", valid_x), ("test", test_x)):
         if x.ndim not in (2, 3) or x.shape[:-2] != train_x.shape[:-2] or x.shape[-1] != train_x.shape[-1]:
