@@ -6,6 +6,7 @@ WEIGHTS ?=
 IMAGES ?=
 TRAIN_IMAGES ?=
 MODELS ?=
+OUT ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
@@ -39,19 +40,22 @@ test: book ## run the tests, on the library, the chapters and the built site
 lab: $(VENV)/installed ## open JupyterLab on the chapters
 	@$(RUN) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
-lint: $(VENV)/installed ## check the code's form and the notebooks' hygiene
+lint: $(VENV)/installed ## check the code's form and types, and the notebooks' hygiene
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
 	@$(RUN) -m pytest -q tests/test_notebooks.py
 
 zoo: $(VENV)/installed ## train the models of data/zoo that are not there yet
 	@$(RUN) -m helpers.training
 
-record: $(VENV)/installed ## measure ImageNet-trained models: make record WEIGHTS=folder IMAGES=folder TRAIN_IMAGES=folder MODELS="vit resnet"
-	@$(RUN) -m helpers.record $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)") $(if $(TRAIN_IMAGES),--train-images "$(TRAIN_IMAGES)") $(if $(MODELS),--models $(MODELS))
+record: $(VENV)/installed ## measure ImageNet-trained models: make record WEIGHTS=folder IMAGES=folder TRAIN_IMAGES=folder MODELS="vit resnet" OUT=folder
+	@$(RUN) -m helpers.record $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)") $(if $(TRAIN_IMAGES),--train-images "$(TRAIN_IMAGES)") $(if $(MODELS),--models $(MODELS)) $(if $(OUT),--out "$(OUT)")
 
 bench: $(VENV)/installed-bench ## time the library, beside other people's code
 	@$(RUN) -m tests.bench
 
-clean: ## remove everything that was built, but not the environment
-	rm -rf build *.egg-info .pytest_cache .ruff_cache helpers/__pycache__ tests/__pycache__
+clean: ## remove everything that was built, but neither the environment nor your own runs in build/own
+	rm -rf *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find helpers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	test ! -d build || find build -mindepth 1 -maxdepth 1 ! -name own -exec rm -rf {} +
