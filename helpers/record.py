@@ -1,230 +1,214 @@
-"""Measurements on ImageNet-trained models and photographs, kept in ``data/recorded`` (``make record``).
+"""Measurements on ImageNet-trained models and photographs (``make record``).
 
     make record WEIGHTS=folder IMAGES=folder MODELS="a ViT, a ResNet, any others"
 
 ``WEIGHTS`` is a folder with ``cards.json`` and ``weights/`` (or nothing, for timm's hub), ``IMAGES`` any folder of
 photographs, ``MODELS`` the names of models, by default those of ``MODELS`` below. Each recording is a file of numbers
-with a sidecar that says what it was made from; no weight and no image is stored. ``recorded_cka(name)`` gives a
-recorded heat-map back, with its errors and controls.
+with a sidecar that says what it was made from; no weight and no image is stored. They are written to ``measured/``, or
+to the folder that ``OUT`` names; the book's own measurements are replaced by ``OUT=data/recorded`` alone.
+
+What is needed is asked for before anything is measured. An interrupted run goes on where it was: a recording that is
+there, made from the same inputs, is not made again. ``helpers.recorded`` reads recordings.
 """
 
 import argparse
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import date
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
-import pandas as pd
 import torch
-from torch import nn
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from helpers import record_attention, record_layers, record_spatial, results, zoo
-from helpers.cka import CKAResult, MinibatchCKA, cka_heatmap, gram_row
-from helpers.hsic import row_of_gram
-from helpers.images import ImageSet, batches, folder_images, normalise
-from helpers.positions import prefix_tokens
-from helpers.structure import STREAM
-from helpers.taps import Tap, capture, taps_for
-from helpers.tokens import VIEWS, statistics, views
+from helpers import record_attention, record_layers, record_similarity, record_spatial, recording, results, zoo
+from helpers.files import ROOT
+from helpers.images import ImageSet, folder_images, match_classes
+from helpers.inputs import normalise
+from helpers.recorded import recorded_cka  # noqa: F401  (moved to the room of recordings that are read)
+from helpers.uncertainty import GROUPS
 
 MODELS = ("vit_tiny_patch16_224", "resnet50", "resnet152")
-BATCH = 256
-CONTROL_IMAGES = 2560  # the paper saw no effect of taking more
-LARGE, SMALL = 1024, 128  # batches of claim R30
+OUT = ROOT / "measured"
+FREE = 200e6  # bytes that must be free: more than all recordings of a few networks take
+FEW = 4  # images on which every measure is tried before the first one is made
 
 
-def recorded_cka(name: str, where: str | Path | None = None) -> tuple[CKAResult, dict[str, Any]]:
-    """A recorded CKA heat-map and its sidecar. Raises as ``results.read``; ValueError if the arrays are not its own."""
-    _, sidecar = results.read(name, where or results.RECORDED)
-    return CKAResult.load(results.arrays(name, where)), sidecar
+@dataclass(frozen=True)
+class Recording:
+    """How to make a recording.
 
-
-def similarity(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """CKA within and across all models in one pass, shuffled images as control (Raghu et al. 2021, Figs. 1, 2, B.1)."""
-    result = cka_heatmap(networks, batches(images, BATCH), STREAM, shuffle=0, progress=True)
-    _write("similarity", result, "CKA between all layers of ImageNet-trained models", images, where, **notes)
-
-
-def twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """The same for the untrained twins of the first two models: what architecture and images alone bring about."""
-    images = images.first(CONTROL_IMAGES)
-    networks = dict(list(networks.items())[:2])
-    result = cka_heatmap(networks, batches(images, BATCH), STREAM, progress=True)
-    _write("similarity_untrained", result, "CKA between all layers of the untrained twins", images, where, **notes)
-
-
-def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """CKA of parts of the ViT's tokens (``tokens.VIEWS``) with each other and with the ResNet-50; the parts' sizes.
-
-    A ViT without prefix tokens has no part of its own for them.
+    ``measure(networks, images, where, **notes)`` writes it. ``attempt(networks, few)`` puts a few images (4, 3, H, W)
+    through what it does, so that networks it makes no sense for are refused at once. ``least``: images it needs, and
+    ``why``. ``untrained``: of networks with random weights.
     """
-    images = images.first(CONTROL_IMAGES)
-    (vit_name, vit), (resnet_name, resnet) = list(networks.items())[:2]
-    taps, blocks = taps_for(vit, STREAM), taps_for(resnet, STREAM)
-    prefix, sizes = prefix_tokens(vit), []
-    seen = [view for view in VIEWS if prefix or view != "CLS token"]
-    metric = MinibatchCKA(len(seen) * len(taps) + len(blocks))
 
-    def parts(x: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        return torch.stack([gram_row(part) for part in views(x, prefix).values()]), statistics(x, prefix)
-
-    with torch.inference_mode(), capture(vit, taps, parts) as vit_out, capture(resnet, blocks, gram_row) as resnet_out:
-        for batch, _ in tqdm(batches(images, BATCH), desc="tokens", unit="batch"):
-            vit(normalise(vit, batch))
-            resnet(normalise(resnet, batch))
-            rows = torch.stack([row for row, _ in vit_out.values()], dim=1)  # (views, taps, n²)
-            metric.update(torch.cat([rows.flatten(0, 1), torch.stack(list(resnet_out.values()))]))
-            sizes += [{"tap": tap.name, **vit_out[tap.name][1]} for tap in taps]
-    places = [
-        (f"{vit_name}, {view}", tap.name, tap.kind, i / (len(taps) - 1)) for view in seen for i, tap in enumerate(taps)
-    ]
-    places += [(resnet_name, tap.name, tap.kind, i / (len(blocks) - 1)) for i, tap in enumerate(blocks)]
-    _write(
-        "token_similarity",
-        _result(metric, places, BATCH),
-        f"CKA of parts of the tokens of {vit_name}",
-        images,
-        where,
-        **notes,
-    )
-    table = pd.DataFrame(sizes)
-    order = [tap.name for tap in taps]
-    table = table.groupby("tap").agg(
-        {
-            column: "max" if column == "largest_norm" else "median" if column == "top_channel" else "mean"
-            for column in table
-            if column != "tap"
-        }
-    )
-    table["top_channel"] = table["top_channel"].astype(int)
-    units = {
-        column: "activation" if column.endswith("norm") else "share" for column in table if column != "top_channel"
-    }
-    what = f"Norms and variance of the tokens of {vit_name}, means over batches of {BATCH}"
-    results.write(
-        "token_sizes",
-        table.loc[order].reset_index(),
-        what=what,
-        units=units,
-        images=images.describe(),
-        where=where,
-        **notes,
-    )
+    measure: Callable[..., None]
+    attempt: Callable[[dict[str, nn.Module], Tensor], Any]
+    least: int
+    why: str
+    untrained: bool = False
 
 
-def batch_sizes(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """CKA of the ViT and the ResNet-50 from the same Gram matrices, in large and in small batches (claim R30).
-
-    A small batch's Gram matrix is a block on the diagonal of a large one's, so one pass serves both.
-    """
-    images = images.first(CONTROL_IMAGES)
-    networks = dict(list(networks.items())[:2])
-    taps = {name: taps_for(network, STREAM) for name, network in networks.items()}
-    places = [
-        (name, tap.name, tap.kind, i / (len(taps[name]) - 1)) for name in taps for i, tap in enumerate(taps[name])
-    ]
-    sums = {LARGE: MinibatchCKA(len(places)), SMALL: MinibatchCKA(len(places))}
-    for batch, _ in tqdm(batches(images, LARGE), desc="batch sizes", unit="batch"):
-        grams = torch.stack([gram for name in networks for gram in _large_grams(networks[name], taps[name], batch)])
-        for size, metric in sums.items():
-            for start in range(0, len(batch), size):
-                block = slice(start, start + size)
-                metric.update(torch.stack([row_of_gram(gram[block, block]) for gram in grams]))
-    for size, metric in sums.items():
-        result = _result(metric, places, size)
-        what = f"CKA between all layers of {' and '.join(networks)}, in batches of {size}"
-        _write(f"similarity_batch{size}", result, what, images, where, **notes)
-
-
-@torch.inference_mode()
-def _large_grams(model: nn.Module, taps: list[Tap], images: torch.Tensor) -> list[torch.Tensor]:
-    """Gram matrices (n, n) of a batch too large for one forward pass; activations wait in half precision, centred."""
-    kept: dict[str, list[torch.Tensor]] = {tap.name: [] for tap in taps}
-    centres: dict[str, torch.Tensor] = {}
-    with capture(model, taps, lambda x: x.flatten(1).clone()) as out:
-        for chunk in images.split(SMALL):
-            model(normalise(model, chunk))
-            for name, x in out.items():
-                centre = centres.setdefault(name, x.mean(0))
-                kept[name].append((x - centre).half())
-    grams = []
-    for tap in taps:
-        x = torch.cat(kept.pop(tap.name))  # (n, p)
-        grams.append(sum(part.float() @ part.float().T for part in x.split(65536, dim=1)))
-    return grams
-
-
+TWO_BATCHES = "two batches of 4, for an error"
 RECORDINGS = {
-    "similarity": similarity,
-    "twins": twins,
-    "tokens": tokens,
-    "batch_sizes": batch_sizes,
-    "attention_distance": record_attention.heads,
-    "head_subsets": record_attention.subsets,
-    "rollout": record_attention.rollout,
-    "attended": record_attention.attended,
-    "receptive_fields": record_layers.receptive_fields,
-    "skip_ratios": record_layers.skips,
-    "token_patches": record_spatial.localisation,
-    "token_patches_untrained": record_spatial.localisation_twins,
-    "probes": record_spatial.probes,
+    "similarity": Recording(record_similarity.similarity, record_similarity.attempt, 8, TWO_BATCHES),
+    "twins": Recording(record_similarity.twins, record_similarity.attempt, 8, TWO_BATCHES, untrained=True),
+    "tokens": Recording(record_similarity.tokens, record_similarity.attempt_tokens, 8, TWO_BATCHES),
+    "batch_sizes": Recording(record_similarity.batch_sizes, record_similarity.attempt, 64, "two batches of 8 × 4"),
+    "attention_distance": Recording(
+        record_attention.heads, record_attention.attempt_heads, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
+    "head_subsets": Recording(
+        record_attention.subsets, record_attention.attempt_subsets, 4 * GROUPS, f"{GROUPS} jackknife groups of 4"
+    ),
+    "rollout": Recording(record_attention.rollout, record_attention.attempt_rollout, 2, "a deviation between images"),
+    "attended": Recording(record_attention.attended, record_attention.attempt_attended, 1, "an image"),
+    "receptive_fields": Recording(
+        record_layers.receptive_fields, record_layers.attempt_fields, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
+    "skip_ratios": Recording(
+        record_layers.skips, record_layers.attempt_skips, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
+    "token_patches": Recording(record_spatial.localisation, record_spatial.attempt_localisation, 8, TWO_BATCHES),
+    "token_patches_untrained": Recording(
+        record_spatial.localisation_twins, record_spatial.attempt_localisation, 8, TWO_BATCHES, untrained=True
+    ),
+    "probes": Recording(record_spatial.probes, record_spatial.attempt_probes, 2, "a mean over images"),
 }
-UNTRAINED = ("twins", "token_patches_untrained")  # recordings of networks with random weights
-
-
-def _result(metric: MinibatchCKA, places: list[tuple], batch: int) -> CKAResult:
-    """The sums of a metric as a result; ``places`` are (model, name, kind, depth) of its rows."""
-    sums, everything = metric.sums(), np.arange(len(places))
-    return CKAResult(
-        sums, pd.DataFrame(places, columns=["model", "name", "kind", "depth"]), everything, everything,
-        n_images=int(sums.images.sum()), batch=batch, batches=int(sums.batches.sum()), skipped=0,
-        estimator="HSIC, unbiased, summed over minibatches", dtype="float32",
-    )  # fmt: skip
-
-
-def _write(name: str, result: CKAResult, what: str, images: ImageSet, where: Path, **notes: Any) -> None:
-    where.mkdir(parents=True, exist_ok=True)
-    file = result.save(where / f"{name}.safetensors")
-    about = {"what": what, "units": {"depth": "share of the model's taps"}, "images": images.describe(), "where": where}
-    results.write(name, result.taps, **about, cka=result.info, arrays=results.sha256(file), **notes)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Record measurements on ImageNet-trained models in data/recorded.")
+    """Measure what the command line asks for. Ends with one line and status 2 where the inputs do not do."""
+    given = _arguments()
+    out = given.out.expanduser().resolve()
+    only = given.only or [name for name in RECORDINGS if name != "probes" or given.train_images]
+    try:
+        images, train = _images(given, only)
+        _refuse("these cannot be made:", [*_too_few(only, images, train), *_unwritable(out)])
+        networks = {
+            untrained: {
+                model: zoo.load(model, not untrained, given.weights).to(memory_format=torch.channels_last)
+                for model in given.models
+            }
+            for untrained in sorted({RECORDINGS[name].untrained for name in only})
+        }
+        few = torch.stack([images[i % len(images)][0] for i in range(FEW)])
+        for network in next(iter(networks.values())).values():
+            normalise(network, few)
+        _refuse("these make no sense for these networks:", list(_attempts(only, networks, few)))
+        cards = {
+            name: {key: value for key, value in zoo.local_card(name, given.weights).items() if key != "file"}
+            for name in given.models
+        }
+    except (ValueError, OSError) as error:
+        _stop(str(error))
+    notes = {"models": cards, "recorded": date.today().isoformat(), "code": results.code_version()}
+    try:
+        with recording.alone(out):
+            recording.resume(out)
+            for name in only:
+                more = {"train": train} if name == "probes" else {}
+                _record(name, networks[RECORDINGS[name].untrained], images, out, more, notes)
+    except (ValueError, OSError) as error:
+        _stop(f"{error}; what was measured before stays, and the same command goes on from there")
+
+
+def _record(
+    name: str,
+    networks: dict[str, nn.Module],
+    images: ImageSet,
+    out: Path,
+    more: dict[str, ImageSet],
+    notes: dict[str, Any],
+) -> None:
+    """Make one recording, unless it is there already, made from the same inputs."""
+    pinned = {what: data.describe() for what, data in {"images": images, **more}.items()}
+    key = recording.inputs(name, networks, cards=notes["models"], **pinned)
+    if recording.is_done(name, key, out):
+        print(f"{name}: there already, made from the same inputs")
+        return
+
+    def measure(where: Path) -> None:
+        RECORDINGS[name].measure(networks, images, where, recording=name, inputs=key, **more, **notes)
+
+    try:
+        recording.make(name, out, measure)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    print(f"{name}: in {out}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure ImageNet-trained models on photographs.")
     parser.add_argument("--weights", help="folder with cards.json and weights/; timm's hub without it")
     parser.add_argument("--images", required=True, help="folder of photographs")
-    parser.add_argument(
-        "--train-images", help="folder of photographs, with the same sub-folders, that probes learn from"
-    )
+    parser.add_argument("--train-images", help="folder of photographs of the same classes, that probes learn from")
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="a ViT first, then a ResNet, then any others")
     parser.add_argument("--only", nargs="+", choices=RECORDINGS, help="recordings to make (all that can be made)")
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--limit", type=int, help="number of images (all by default)")
-    parser.add_argument("--out", type=Path, default=results.RECORDED, help="folder to write to (data/recorded)")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write to (measured/)")
     given = parser.parse_args()
     if len(given.models) < 2 and not given.only:
-        parser.error("recordings compare models: name a ViT and a ResNet at least, or choose what to record in --only")
-    only = given.only or [name for name in RECORDINGS if name != "probes" or given.train_images]
-    more = {}
-    if "probes" in only:
-        if not given.train_images:
-            parser.error("probes learn from other images than they are scored on: name their folder in --train-images")
-        more["probes"] = {"train": folder_images(given.train_images, given.size, given.limit)}
+        _stop("recordings compare models: name a ViT and a ResNet at least, or choose what to record in --only")
+    if twice := [name for name, count in Counter(given.models).items() if count > 1]:
+        _stop(f"named twice: {', '.join(twice)}; name each model once")
+    if given.only and "probes" in given.only and not given.train_images:
+        _stop("probes learn from other images than they are scored on: name their folder in --train-images")
+    return given
+
+
+def _images(given: argparse.Namespace, only: list[str]) -> tuple[ImageSet, ImageSet | None]:
+    """The images to measure on, and those to learn from, where they are wanted, with labels by the same names."""
     images = folder_images(given.images, given.size, given.limit)
-    load = partial(zoo.load, folder=given.weights)
-    cards = {
-        name: {key: value for key, value in zoo.local_card(name, given.weights).items() if key != "file"}
-        for name in given.models
-    }
-    notes = {"models": cards, "recorded": date.today().isoformat(), "code": results.code_version()}
+    if "probes" not in only:
+        return images, None
+    train = folder_images(given.train_images, given.size, given.limit)
+    return match_classes(images, to=train), train
+
+
+def _too_few(only: list[str], images: ImageSet, train: ImageSet | None) -> Iterator[str]:
+    """What lacks images, and how many it needs."""
     for name in only:
-        loaded = {
-            model: load(model, pretrained=name not in UNTRAINED).to(memory_format=torch.channels_last)
-            for model in given.models
-        }
-        RECORDINGS[name](loaded, images, given.out, **more.get(name, {}), **notes)
+        if len(images) < (least := RECORDINGS[name].least):
+            yield f"{name} needs {least} images ({RECORDINGS[name].why}), and there are {len(images)}"
+        if name == "probes" and (lack := record_spatial.lacking(images, train)):
+            yield f"{name}: {lack}"
+
+
+def _unwritable(out: Path) -> Iterator[str]:
+    """What keeps recordings from being written to a folder."""
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        yield f"{there} cannot be written to"
+    elif (free := shutil.disk_usage(there).free) < FREE:
+        yield f"{there} has {free / 1e6:.0f} MB left, and {FREE / 1e6:.0f} MB must be free"
+
+
+def _attempts(only: list[str], networks: dict[bool, dict[str, nn.Module]], few: Tensor) -> Iterator[str]:
+    """What fails on a few images, and why."""
+    for name in only:
+        try:
+            RECORDINGS[name].attempt(networks[RECORDINGS[name].untrained], few)
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+            yield f"{name}: {error}"
+
+
+def _refuse(what: str, problems: list[str]) -> None:
+    """Raise ValueError with all problems in one message, if there are any."""
+    if problems:
+        raise ValueError(f"{what} {'; '.join(problems)}. Name what to make without them in --only, or give others")
+
+
+def _stop(message: str) -> NoReturn:
+    """End with one line that says what is wrong."""
+    print(f"record: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 if __name__ == "__main__":

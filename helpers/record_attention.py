@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers import results
@@ -22,10 +22,33 @@ SUBSET_IMAGES = 2560  # in batches of 160
 ROLLOUT_IMAGES = 1024
 
 
+def attempt_heads(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """The distances of heads on a few images (4, 3, H, W). Raises ValueError for a network without heads to measure."""
+    attention_distance(_first(networks)[1], few.split(2), groups=2)
+
+
+def attempt_subsets(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """Subsets of heads. Raises ValueError for networks of which there are none, or fewer than two networks."""
+    if len(networks) < 2:
+        raise ValueError("a ResNet is needed beside the ViT")
+    vit, resnet = list(networks.values())[:2]
+    head_subsets(vit, resnet, [few, few], groups=2)
+
+
+def attempt_rollout(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """Rollout. Raises ValueError for networks that have none."""
+    rollout_maps(_first(networks)[1], [few])
+
+
+def attempt_attended(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """Attended patches. Raises ValueError for networks that have none."""
+    attended_patches(_first(networks)[1], [few])
+
+
 def heads(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     """Attention distance and prefix mass of every head of the ViT (Raghu et al. 2021, Figure 3)."""
     images = images.first(HEAD_IMAGES)
-    name, vit = next(iter(networks.items()))
+    name, vit = _first(networks)
     table = attention_distance(vit, _groups(images, "attention distance"), groups=GROUPS).assign(model=name)
     units = {"distance": "px", "plain": "px", "prefix": "share of attention", "uniform": "px"}
     what = f"Attention distance of the heads of {name}, by group of images left out; plain: not renormalised"
@@ -46,7 +69,7 @@ def subsets(networks: dict[str, nn.Module], images: ImageSet, where: Path, **not
 def rollout(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     """The mean rollout map over images after each block of the ViT; no map of a single image is kept."""
     images = images.first(ROLLOUT_IMAGES)
-    name, vit = next(iter(networks.items()))
+    name, vit = _first(networks)
     maps = rollout_maps(vit, _groups(images, "rollout"))  # (images, blocks, rows, columns)
     mean, spread = maps.mean(0), maps.std(0)
     rows = [
@@ -64,7 +87,7 @@ def rollout(networks: dict[str, nn.Module], images: ImageSet, where: Path, **not
 def attended(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     """Which patches take the attention of the others, by block of the ViT."""
     images = images.first(ROLLOUT_IMAGES)
-    name, vit = next(iter(networks.items()))
+    name, vit = _first(networks)
     table = attended_patches(vit, _groups(images, "attended patches")).assign(model=name)
     what = f"Share of the attention between patches of {name} that falls on each patch, and the norm of its token"
     results.write(
@@ -76,6 +99,11 @@ def attended(networks: dict[str, nn.Module], images: ImageSet, where: Path, **no
         where=where,
         **notes,
     )
+
+
+def _first(networks: dict[str, nn.Module]) -> tuple[str, nn.Module]:
+    """The ViT, which is named first."""
+    return next(iter(networks.items()))
 
 
 def _groups(images: ImageSet, what: str) -> tqdm:

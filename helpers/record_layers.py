@@ -8,14 +8,17 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
 from helpers import results
 from helpers.images import ImageSet, batches
+from helpers.places import BRANCHES, LENGTH, STREAM
+from helpers.probes import features
 from helpers.receptive_field import effective_receptive_fields
+from helpers.recorded import recorded_fields  # noqa: F401  (moved to the room of recordings that are read)
 from helpers.residual import MEASURES, skip_ratios
 from helpers.taps import taps_for
 from helpers.uncertainty import GROUPS
@@ -26,7 +29,18 @@ FIELD_SIZE = 56  # side of a stored map
 SKIP_IMAGES = 1024
 EVERY = 4  # of a very deep network only every fourth block is read
 MANY_BLOCKS = 40
-LENGTH = {"resnet50": 16, "resnet152": 50}  # residual blocks of networks that may lack their last ones
+
+
+def attempt_fields(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """The positions of all places on a few images (4, 3, H, W). Raises ValueError where there are none."""
+    for network in networks.values():
+        features(network, few, places=taps_for(network, [*STREAM, *BRANCHES]))
+
+
+def attempt_skips(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """Skip ratios on a few images (4, 3, H, W). Raises ValueError for networks of which the skips are not known."""
+    for network in networks.values():
+        skip_ratios(network, [few], 1)
 
 
 def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
@@ -78,13 +92,3 @@ def skips(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes
     if tokens:
         table = pd.concat(tokens, ignore_index=True)
         results.write("skip_tokens", table, what="The same ratio for each token", units={"ratio": "1"}, **about)
-
-
-def recorded_fields(where: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, Tensor], dict[str, Any]]:
-    """The recorded receptive fields: table, maps (places, 56, 56) of mean 1 by model, sidecar.
-
-    Raises as ``results.read`` does; ValueError if the maps are not the sidecar's own.
-    """
-    table, sidecar = results.read("receptive_fields", where or results.RECORDED)
-    maps = load_file(results.arrays("receptive_fields", where))
-    return table, {name: of_model.float() for name, of_model in maps.items()}, sidecar

@@ -1,5 +1,6 @@
 """Recordings of spatial information: which patch a token resembles, and what a linear probe reads from it."""
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from torch import nn
 
 from helpers import results
-from helpers.images import ImageSet, normalise
+from helpers.images import ImageSet
+from helpers.inputs import normalise
 from helpers.localization import PixelTokens, table, token_patches
+from helpers.places import LENGTH, OUTPUTS
 from helpers.positions import has_class_token, positions
-from helpers.probes import OUTPUTS, features, probe_scores
-from helpers.record_layers import LENGTH
-from helpers.taps import capture, evaluating, taps_for, taps_named
+from helpers.probes import features, probe_scores
+from helpers.recorded import recorded_arrays  # noqa: F401  (moved to the room of recordings that are read)
+from helpers.recording import batch_size
+from helpers.taps import Tap, capture, evaluating, taps_for, taps_named
 from helpers.uncertainty import interval
 
 BATCH = 160  # 2,560 images make sixteen groups for the jackknife
@@ -27,9 +31,28 @@ SHOTS, DRAWS = 10, 10
 TRUE = "ILSVRC2012_val_"  # how files are named that were not in ImageNet's training set
 
 
-def recorded_arrays(name: str, where: str | Path | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a recording. Raises as ``results.read``; ValueError if they are not those of its sidecar."""
-    return load_file(results.arrays(name, where))
+def attempt_localisation(networks: dict[str, nn.Module], few: torch.Tensor) -> None:
+    """Token-to-patch CKA of each network's last block on a few images (4, 3, H, W). Raises ValueError without one."""
+    for label, network in networks.items():
+        token_patches(network, few, _blocks(label, network)[0][-1:], batch=len(few))
+
+
+def attempt_probes(networks: dict[str, nn.Module], few: torch.Tensor) -> None:
+    """The features of the first two networks. Raises ValueError for networks without positions to read."""
+    for label, network in list(networks.items())[:2]:
+        features(network, few, ["mean token"], _blocks(label, network)[0][-1:])
+
+
+def lacking(images: ImageSet, train: ImageSet) -> str:
+    """What probes lack that learn from ``train`` and are scored on ``images``; "" if nothing."""
+    counts = np.bincount(train.labels)
+    names = train.classes or range(len(counts))
+    if len(counts) < 2:
+        return "the images to learn from are of one class; sort them into a sub-folder for each class"
+    few = [str(name) for name, count in zip(names, counts, strict=True) if count <= SHOTS]
+    if few:
+        return f"more than {SHOTS} images of each class are needed to learn from; there are fewer of {', '.join(few)}"
+    return ""
 
 
 def localisation(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
@@ -47,17 +70,18 @@ def localisation_twins(networks: dict[str, nn.Module], images: ImageSet, where: 
 
 def _localise(name: str, networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     images, tables, maps = images.first(IMAGES), [], {}
+    size = batch_size(len(images), BATCH)
     for label, network in networks.items():
         places, depths = _blocks(label, network)
         stages = [place.module.rpartition(".")[0] for place in places]
         last = np.flatnonzero([stage == stages[-1] for stage in stages])  # all blocks of a ViT
         if not hasattr(network, "patch_embed"):
             last = last[np.unique(np.linspace(0, len(last) - 1, MANY).round().astype(int))]
-        found = token_patches(network, images, [places[i] for i in last], batch=BATCH, shuffle=0, progress=True)
+        found = token_patches(network, images, [places[i] for i in last], batch=size, shuffle=0, progress=True)
         tables.append(table(found, [depths[i] for i in last], model=label))
         maps |= {f"{label}/{place}": at.matrix.astype(np.float16) for place, at in found.items()}
     what = "Which patch of the input a token resembles, with all images and without each group of them"
-    _write(name, pd.concat(tables, ignore_index=True), maps, what, images, where, batch=BATCH, **notes)
+    _write(name, pd.concat(tables, ignore_index=True), maps, what, images, where, batch=size, **notes)
 
 
 def probes(networks: dict[str, nn.Module], images: ImageSet, where: Path, train: ImageSet, **notes: Any) -> None:
@@ -69,6 +93,7 @@ def probes(networks: dict[str, nn.Module], images: ImageSet, where: Path, train:
     """
     (y, old), (test_y, new) = (_labels(data) for data in (train, images))
     rows, kept = [], {"true validation": new.numpy()}
+    enough = bool((torch.bincount(y[old], minlength=int(y.max()) + 1) > SHOTS).all())  # to learn from these alone
     networks = dict(list(networks.items())[:2])
     grid = _coarsest(networks, images[0][0])
     some = [int(grid[1] * row + column) for row in _spread(grid[0]) for column in _spread(grid[1])]
@@ -83,7 +108,7 @@ def probes(networks: dict[str, nn.Module], images: ImageSet, where: Path, train:
             hits = probe_scores(a, y, b, test_y, **few).float()
             hits = hits.mean(1) if name == "tokens" else hits  # (R, N)
             sets = {"all": hits}
-            if old.any() and new.any():
+            if enough and new.any():
                 only = probe_scores(a[..., old, :], y[old], b[..., new, :], test_y[new], **few).float()
                 sets |= {"true validation": hits[:, new], "true only": only.mean(1) if name == "tokens" else only}
             for scored, part in sets.items():
@@ -110,15 +135,19 @@ def _spread(count: int) -> np.ndarray:
 @torch.inference_mode()
 def _coarsest(networks: dict[str, nn.Module], image: torch.Tensor) -> tuple[int, int]:
     """Rows and columns of the coarsest grid of positions among the blocks of all networks, of an image (3, H, W)."""
-    grids = []
+    grids, size = [], tuple(image.shape[-2:])
     for label, network in networks.items():
         with (
             evaluating(network),
-            capture(network, _blocks(label, network)[0], lambda x, own=network: positions(own, x).grid) as out,
+            capture(network, _blocks(label, network)[0], partial(_grid, network, size), with_tap=True) as out,
         ):
             network(normalise(network, image[None]))
         grids += out.values()
     return min(rows for rows, _ in grids), min(columns for _, columns in grids)
+
+
+def _grid(network: nn.Module, size: tuple[int, int], x: torch.Tensor, tap: Tap) -> tuple[int, int]:
+    return positions(network, x, size=size, tap=tap).grid
 
 
 def _labels(images: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,23 +3,29 @@
 The last needs the weights and the photographs: set VIT_BOOK_WEIGHTS and VIT_BOOK_IMAGES to their folders.
 """
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from helpers import record, record_attention, record_layers, record_spatial, results, structure, zoo
+from helpers import record, record_layers, record_similarity, record_spatial, recording, results, structure, zoo
 from helpers.images import ImageSet, batches, folder_images, normalise
 from helpers.localization import hit_rate
-from helpers.record import recorded_cka
-from helpers.structure import STREAM
+from helpers.places import STREAM
+from helpers.recorded import recorded_arrays, recorded_cka, recorded_fields
 from helpers.taps import capture, taps_for
 from helpers.tokens import VIEWS
 
@@ -69,7 +75,7 @@ def test_token_sizes_are_those_of_the_tapped_places():
 
 
 def test_recorded_layers_hang_together():
-    fields, maps, sidecar = record_layers.recorded_fields()
+    fields, maps, sidecar = recorded_fields()
     assert sidecar["images"]["count"] >= 32
     depth = fields[fields["left_out"] < 0].set_index(["model", "name"])["depth"]
     assert depth["resnet50", "layer3.5"] == pytest.approx(13 / 16)  # along the complete network
@@ -97,7 +103,7 @@ def test_recorded_layers_hang_together():
 
 def test_recorded_maps_of_tokens_and_patches():
     table, sidecar = results.recorded("token_patches")
-    maps = record_spatial.recorded_arrays("token_patches")
+    maps = recorded_arrays("token_patches")
     assert set(table["left_out"]) == set(range(-1, 16)) and sidecar["images"]["count"] >= 2560
     for row in table[table["left_out"] < 0].itertuples():
         assert hit_rate(maps[f"{row.model}/{row.place}"].astype(float), (14, 14)) == pytest.approx(
@@ -108,7 +114,7 @@ def test_recorded_maps_of_tokens_and_patches():
 
 def test_recorded_probes_are_the_means_of_what_was_right():
     table, sidecar = results.recorded("probes")
-    hits = record_spatial.recorded_arrays("probes")
+    hits = recorded_arrays("probes")
     true = hits["true validation"]
     assert sidecar["true_validation"][1] == true.sum()
     for row in table[table["images"] != "true only"].itertuples():
@@ -118,99 +124,302 @@ def test_recorded_probes_are_the_means_of_what_was_right():
         assert right.shape == (10 if str(row.shots) == "10" else 1, row.n)
 
 
-@pytest.fixture
-def reader(tmp_path):
-    """A reader's own folders: two small networks with a card each, and a few photographs."""
-    cards = {}
-    (tmp_path / "weights").mkdir()
+PHOTOGRAPHS = 66  # of two classes; the most that a recording needs is 64
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A reader's own folders: two small networks with a card each, and a few photographs of two classes."""
+    folder, cards = tmp_path_factory.mktemp("reader"), {}
+    (folder / "weights").mkdir()
     for name in ("test_vit", "test_resnet"):
+        torch.manual_seed(0)
         model = timm.create_model(name, **({"zero_init_last": False} if "resnet" in name else {}))
-        save_file(model.state_dict(), tmp_path / "weights" / f"{name}.safetensors")
+        save_file(model.state_dict(), folder / "weights" / f"{name}.safetensors")
         card = {"architecture": name, "file": f"{name}.safetensors", "mean": [0.5] * 3, "std": [0.5] * 3}
         cards[name] = card | {"trained_on": "nothing", "complete": True, "source": "this test"}
-    (tmp_path / "cards.json").write_text(json.dumps(cards))
-    (tmp_path / "photos" / "one").mkdir(parents=True)
-    for i in range(18):
+    (folder / "cards.json").write_text(json.dumps(cards))
+    for i in range(PHOTOGRAPHS):
+        photo = folder / "photos" / ("one", "two")[i % 2] / f"{i}.png"
+        photo.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(i).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((160, 160)).save(tmp_path / "photos" / "one" / f"{i}.png")
-    return tmp_path
+        Image.fromarray(noise).resize((160, 160)).save(photo)
+    return folder
 
 
-def test_make_record_works_on_anyones_models_and_photographs(reader, monkeypatch):
-    for name, value in {"BATCH": 8, "CONTROL_IMAGES": 12, "LARGE": 8, "SMALL": 4}.items():
-        monkeypatch.setattr(record, name, value)
-    for name, value in {
-        "FIELD_IMAGES": 16,
-        "FIELD_CHANNELS": 1,
-        "SKIP_IMAGES": 16,
-        "MANY_BLOCKS": 3,
-    }.items():
+def run(monkeypatch, folder, *more, models=("test_vit", "test_resnet")):
+    """``make record`` with the reader's folders, into the folder ``out`` that is given last of all."""
+    arguments = ["--weights", str(folder), "--images", str(folder / "photos"), "--size", "160"]
+    monkeypatch.setattr(sys, "argv", ["record", *arguments, "--models", *models, *map(str, more)])
+    record.main()
+
+
+def files(folder):
+    """Name → bytes of all files in a folder, hidden ones too."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+@pytest.mark.fault(
+    "Recording", "a reader's own networks and 66 photographs", "every recording is made, into a folder of the reader's"
+)
+def test_make_record_works_on_anyones_models_and_photographs(reader, tmp_path, monkeypatch):
+    for name, value in {"FIELD_CHANNELS": 1, "MANY_BLOCKS": 3}.items():
         monkeypatch.setattr(record_layers, name, value)
-    for name, value in {"SUBSET_IMAGES": 16, "ROLLOUT_IMAGES": 8, "GROUPS": 4}.items():
-        monkeypatch.setattr(record_attention, name, value)
-    for name, value in {"BATCH": 8, "SHOTS": 2, "DRAWS": 2}.items():
-        monkeypatch.setattr(record_spatial, name, value)
+    monkeypatch.setattr(record_spatial, "DRAWS", 2)
     versions = iter([{"commit": "of the start", "dirty": False}])  # the first file that is written changes the folder
     monkeypatch.setattr(results, "code_version", lambda: next(versions))
-    arguments = [
-        "--weights",
-        str(reader),
-        "--images",
-        str(reader / "photos"),
-        "--train-images",
-        str(reader / "photos"),
-        "--size",
-        "160",
-        "--out",
-        str(reader / "out"),
-    ]
-    monkeypatch.setattr(sys, "argv", ["record", *arguments, "--models", "test_vit", "test_resnet"])
-    record.main()
-    result, sidecar = recorded_cka("similarity", reader / "out")
-    assert result.models == ["test_vit", "test_resnet"] and result.n_images == 16 and result.skipped == 2
-    assert sidecar["models"]["test_vit"]["source"] == "this test" and sidecar["images"]["count"] == 18
-    tokens, _ = recorded_cka("token_similarity", reader / "out")
+    before, out = files(results.RECORDED), tmp_path / "measured"
+    monkeypatch.setattr(record, "OUT", out)  # what is written to if nothing is said
+    run(monkeypatch, reader, "--train-images", reader / "photos")
+    assert files(results.RECORDED) == before and not list(out.glob(".*"))
+    result, sidecar = recorded_cka("similarity", out)
+    assert result.models == ["test_vit", "test_resnet"] and result.n_images == 64 and result.skipped == 2
+    assert result.groups == 16 and np.isfinite(result.stderr).all()
+    assert sidecar["models"]["test_vit"]["source"] == "this test" and sidecar["images"]["count"] == PHOTOGRAPHS
+    tokens, _ = recorded_cka("token_similarity", out)
     stream = structure.places(result, "test_vit").index
-    same = [tokens.taps["model"].eq("test_vit, all tokens").to_numpy().nonzero()[0]]
-    assert tokens.n_images == 12 and len(same[0]) == len(stream)
-    large, small = (recorded_cka(f"similarity_batch{n}", reader / "out")[0] for n in (8, 4))
-    assert large.n_images == small.n_images == 12 and structure.largest_difference(large, small)[0] > 0
-    heads, sidecar = results.read("attention_distance", reader / "out")
-    assert set(heads["left_out"]) == {-1, 0, 1, 2, 3} and sidecar["images"]["count"] == 18
+    same = tokens.taps["model"].eq("test_vit, all tokens").to_numpy().nonzero()[0]
+    assert tokens.n_images == 64 and tokens.skipped == 2
+    np.testing.assert_allclose(tokens.matrix[np.ix_(same, same)], result.matrix[np.ix_(stream, stream)], atol=1e-5)
+    large, small = (recorded_cka(f"similarity_batch{n}", out)[0] for n in (32, 4))
+    assert large.n_images == small.n_images == 64 and structure.largest_difference(large, small)[0] > 0
+    heads, sidecar = results.read("attention_distance", out)
+    assert set(heads["left_out"]) == set(range(-1, 16)) and sidecar["images"]["count"] == PHOTOGRAPHS
     assert heads["distance"].between(0, heads["uniform"] * 1.5).all() and heads["prefix"].between(0, 1).all()
-    subsets, sidecar = results.read("head_subsets", reader / "out")
+    subsets, sidecar = results.read("head_subsets", out)
     assert set(subsets["resnet"]) == {"test_resnet"} and sidecar["batch"] == 4
-    rolled, sidecar = results.read("rollout", reader / "out")
-    assert abs(rolled.groupby("block")["mass"].sum() - 1).max() < 1e-5 and sidecar["images"]["count"] == 8
-    attended, _ = results.read("attended", reader / "out")
+    rolled, sidecar = results.read("rollout", out)
+    assert abs(rolled.groupby("block")["mass"].sum() - 1).max() < 1e-5 and sidecar["images"]["count"] == PHOTOGRAPHS
+    attended, _ = results.read("attended", out)
     assert abs(attended.groupby("block")["share"].sum() - 1).max() < 1e-5
-    fields, maps, sidecar = record_layers.recorded_fields(reader / "out")
-    assert set(maps) == set(fields["model"]) == {"test_vit", "test_resnet"} and sidecar["images"]["count"] == 16
+    fields, maps, sidecar = recorded_fields(out)
+    assert set(maps) == set(fields["model"]) == {"test_vit", "test_resnet"} and sidecar["images"]["count"] == 32
     for name, rows in fields[fields["left_out"] < 0].groupby("model"):
         assert maps[name].shape == (len(rows), 56, 56) and rows["depth"].iloc[0] == 0
-    skips, _ = results.read("skip_ratios", reader / "out")
+    skips, _ = results.read("skip_ratios", out)
     assert set(skips["left_out"]) == set(range(-1, 16)) and set(skips["branch"]) == {"attention", "MLP", "block"}
-    tokens, _ = results.read("skip_tokens", reader / "out")
+    tokens, _ = results.read("skip_tokens", out)
     assert set(tokens["model"]) == {"test_vit"} and tokens["token"].max() == 100  # of 160 pixels by patches of 16
-    maps, table = (
-        record_spatial.recorded_arrays("token_patches", reader / "out"),
-        results.read("token_patches", reader / "out")[0],
-    )
+    maps, table = recorded_arrays("token_patches", out), results.read("token_patches", out)[0]
     assert {f"{row.model}/{row.place}" for row in table.itertuples()} == set(maps)
-    assert maps["test_vit/blocks.0.resid_post"].shape == (100, 100) and set(table["left_out"]) == {-1, 0, 1}
-    twins, _ = results.read("token_patches_untrained", reader / "out")
+    assert maps["test_vit/blocks.0.resid_post"].shape == (100, 100) and set(table["left_out"]) == set(range(-1, 16))
+    twins, _ = results.read("token_patches_untrained", out)
     assert set(twins["model"]) == {"test_vit", "test_resnet"}
     assert (table.loc[table["model"] == "pixels", "hit_rate"] == 1).all()
-    probed, sidecar = results.read("probes", reader / "out")
-    assert set(probed["read_out"]) == {"cls", "mean token", "tokens"} and sidecar["train"]["count"] == 18
+    probed, sidecar = results.read("probes", out)
+    assert set(probed["read_out"]) == {"cls", "mean token", "tokens"} and sidecar["train"]["count"] == PHOTOGRAPHS
     assert probed["accuracy"].between(0, 1).all() and (probed["low"] <= probed["high"]).all()
     assert sidecar["grid"] == [5, 5]  # of the ResNet's last stage; the ViT has 10 × 10 patches
     assert sidecar["code"] == {"commit": "of the start", "dirty": False}
-    (reader / "out" / "similarity.safetensors").write_bytes(
-        (reader / "out" / "token_similarity.safetensors").read_bytes()
-    )
+    (out / "similarity.safetensors").write_bytes((out / "token_similarity.safetensors").read_bytes())
     with pytest.raises(ValueError, match="not the file its sidecar describes"):
-        recorded_cka("similarity", reader / "out")
+        recorded_cka("similarity", out)
+
+
+def refused(capsys) -> str:
+    """The one line on which a run has ended."""
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("record: ") and "\n" not in said and "Traceback" not in said
+    return said
+
+
+@pytest.mark.fault("Recording", "32 photographs", "refused at once, with what each measure needs; nothing is measured")
+@pytest.mark.fault("Recording", "a disk that is full", "refused at once, before anything is measured")
+def test_what_is_needed_is_asked_for_before_anything_is_measured(reader, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(zoo, "load", lambda *args, **options: pytest.fail("a network was loaded"))
+    monkeypatch.setattr(record.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, reader, "--limit", 15, "--train-images", reader / "photos", "--out", tmp_path / "out")
+    said = refused(capsys)
+    assert ended.value.code == 2 and not (tmp_path / "out").exists()
+    for wanted in (
+        "batch_sizes needs 64 images",
+        "head_subsets needs 64 images (16 jackknife groups of 4), and there are 15",
+        "skip_ratios needs 16 images",
+        "probes: more than 10 images of each class are needed to learn from; there are fewer of",
+        "1 MB left, and 200 MB must be free",
+    ):
+        assert wanted in said
+    assert "similarity needs" not in said
+
+
+@pytest.mark.parametrize(
+    ("more", "models", "said"),
+    [
+        (["--images", "nowhere"], ["test_vit", "test_resnet"], "no folder of images at nowhere"),
+        (["--limit", "0"], ["test_vit", "test_resnet"], "limit is a number of images"),
+        ([], ["test_vit", "test_resnt"], "unknown model 'test_resnt'.*did you mean test_resnet"),
+        ([], ["test_vit", "test_vit"], "named twice: test_vit"),
+        (["--size", "224"], ["test_vit", "test_resnet"], "takes images of shape"),
+        (
+            ["--only", "rollout", "head_subsets"],
+            ["test_resnet", "test_vit"],
+            "rollout: ResNet has no attention.*head_subsets: ResNet has no",
+        ),
+        (["--only", "tokens"], ["test_resnet", "test_vit"], "tokens: tokens have shape"),
+        (["--only", "probes"], ["test_vit"], "name their folder in --train-images"),
+        (["--weights", "nowhere"], ["test_vit", "test_resnet"], "nowhere is no folder of weights"),
+    ],
+)
+@pytest.mark.fault(
+    "Recording",
+    "wrong folders, names, sizes, or networks a measure makes no sense for",
+    "one line, and nothing is measured",
+)
+def test_input_errors_are_one_line(more, models, said, reader, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, reader, "--out", tmp_path / "out", *more, models=models)
+    assert re.search(said, refused(capsys)) and not (tmp_path / "out").exists()
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.fault(
+    "Recording", "a run is killed", "at most the recording that was being made is lost; the next run goes on from there"
+)
+def test_a_killed_run_loses_one_recording_and_goes_on(reader, tmp_path, monkeypatch, capsys):
+    out, only = tmp_path / "out", ["--only", "rollout", "attended", "skip_ratios"]
+    made = record.RECORDINGS["attended"]
+
+    def killed(*args, **options):
+        made.measure(*args, **options)
+        raise Killed
+
+    monkeypatch.setitem(record.RECORDINGS, "attended", replace(made, measure=killed))
+    with pytest.raises(Killed):
+        run(monkeypatch, reader, *only, "--out", out)
+    assert results.names(out) == ["rollout"]
+    monkeypatch.setitem(record.RECORDINGS, "attended", made)
+    again = record.RECORDINGS["rollout"]
+    monkeypatch.setitem(record.RECORDINGS, "rollout", replace(again, measure=lambda *a, **o: pytest.fail("once more")))
+    run(monkeypatch, reader, *only, "--out", out)
+    assert "rollout: there already" in capsys.readouterr().out
+    assert results.names(out) == ["attended", "rollout", "skip_ratios", "skip_tokens"]
+    monkeypatch.setitem(record.RECORDINGS, "rollout", again)
+    first = files(out)
+    (out / "skip_tokens.csv").unlink()  # one of two tables of a recording is lost
+    run(monkeypatch, reader, *only, "--out", out)
+    assert files(out)["rollout.csv"] == first["rollout.csv"] and "skip_tokens.csv" in files(out)
+    run(monkeypatch, reader, *only, "--limit", 20, "--out", out)  # other images: all is measured again
+    assert all(results.read(name, out)[1]["images"]["count"] == 20 for name in results.names(out))
+
+
+def table(where, value, name="thing", **notes):
+    """A recording of one number, with arrays."""
+    save_file({"value": torch.tensor([value])}, where / f"{name}.safetensors")
+    pinned = results.sha256(where / f"{name}.safetensors")
+    rows = pd.DataFrame({"value": [value]})
+    results.write(
+        name, rows, what="a number", units={"value": "1"}, where=where, arrays=pinned, recording="it", **notes
+    )
+
+
+@pytest.mark.parametrize("moves", range(7))
+@pytest.mark.fault(
+    "Recording", "a kill between arrays and table", "the recording from before, or the new one: never a mixture"
+)
+def test_arrays_and_tables_are_replaced_together(moves, tmp_path, monkeypatch):
+    """Two tables of three files each: a kill before any of the six moves, or after all of them."""
+
+    def measure(value):
+        def write(where):
+            for name in ("thing", "other"):
+                table(where, value, name, inputs=str(value))
+
+        return write
+
+    recording.make("it", tmp_path, measure(1.0))
+    assert recording.is_done("it", "1.0", tmp_path)
+    real, done = Path.replace, []
+
+    def move(self, target):
+        if ".ready" in str(self.parent):
+            if len(done) == moves:
+                raise Killed
+            done.append(self.name)
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", move)
+    if moves < 6:
+        with pytest.raises(Killed):
+            recording.make("it", tmp_path, measure(2.0))
+    else:
+        recording.make("it", tmp_path, measure(2.0))
+    for name in ("thing", "other"):  # what is read meanwhile is whole, or an error
+        with contextlib.suppress(ValueError):
+            value = results.read(name, tmp_path)[0]["value"].item()
+            assert recorded_arrays(name, tmp_path)["value"].item() == value
+    monkeypatch.setattr(Path, "replace", real)
+    recording.resume(tmp_path)
+    assert recording.is_done("it", "2.0", tmp_path) and not recording.is_done("it", "1.0", tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    for name in ("thing", "other"):
+        assert recorded_arrays(name, tmp_path)["value"].item() == results.read(name, tmp_path)[0]["value"].item() == 2
+
+
+def test_what_a_recording_no_longer_has_goes_with_the_old_one(tmp_path):
+    recording.make("it", tmp_path, lambda where: [table(where, 1.0, name, inputs="a") for name in ("thing", "other")])
+    recording.make("it", tmp_path, lambda where: table(where, 2.0, inputs="b"))
+    assert results.names(tmp_path) == ["thing"] and recording.is_done("it", "b", tmp_path)
+
+
+def test_a_measure_that_fails_leaves_what_was_there(tmp_path):
+    recording.make("it", tmp_path, lambda where: table(where, 1.0, inputs="a"))
+    before = files(tmp_path)
+
+    def fail(where):
+        table(where, 2.0, inputs="b")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        recording.make("it", tmp_path, fail)
+    assert files(tmp_path) == before and not list(tmp_path.glob(".*"))
+
+
+def test_inputs_are_weights_images_and_cards():
+    one, same, other = (timm.create_model("test_resnet") for _ in range(3))
+    same.load_state_dict(one.state_dict())
+    key = recording.inputs("it", {"a": one}, images={"count": 3})
+    assert recording.inputs("it", {"a": same.to(memory_format=torch.channels_last)}, images={"count": 3}) == key
+    for changed in (
+        recording.inputs("it", {"a": other}, images={"count": 3}),
+        recording.inputs("it", {"b": one}, images={"count": 3}),
+        recording.inputs("it", {"a": one}, images={"count": 4}),
+    ):
+        assert changed != key
+
+
+@pytest.mark.fault("Recording", "two runs that write to one folder", "the second is refused")
+def test_one_run_at_a_time(tmp_path):
+    with recording.alone(tmp_path), pytest.raises(ValueError, match="another run is recording"):
+        with recording.alone(tmp_path):
+            pass
+    with recording.alone(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("count", "usual", "size"),
+    [
+        (3925, 256, 256),
+        (2560, 256, 256),
+        (2560, 160, 160),
+        (2048, 256, 256),
+        (2047, 256, 127),
+        (200, 256, 12),
+        (8, 256, 4),
+    ],
+)
+def test_batches_make_groups_for_the_jackknife(count, usual, size):
+    """The book's own recordings keep their batches; with fewer images there are as many batches as groups."""
+    assert recording.batch_size(count, usual) == size
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(2560, (1024, 128)), (2048, (1024, 128)), (200, (64, 8)), (64, (32, 4))])
+def test_two_sizes_of_batches(count, sizes):
+    assert record_similarity.large_and_small(count) == sizes and count >= 2 * sizes[0]
 
 
 def noise(count: int) -> ImageSet:
@@ -245,7 +454,7 @@ def pair(patch: int = 16, cut: bool = False, **options) -> dict:
     ],
 )
 def test_probes_of_networks_with_other_grids_and_tokens(options, grid, reads, tmp_path, monkeypatch):
-    for name, value in {"BATCH": 8, "SHOTS": 2, "DRAWS": 2}.items():
+    for name, value in {"SHOTS": 2, "DRAWS": 2}.items():
         monkeypatch.setattr(record_spatial, name, value)
     record_spatial.probes(pair(**options), noise(12), tmp_path, train=noise(24))
     table, sidecar = results.read("probes", tmp_path)
@@ -261,9 +470,9 @@ def test_the_rows_and_columns_of_single_tokens_are_those_of_the_stored_recording
 
 @pytest.mark.parametrize(("registers", "seen"), [(0, len(VIEWS) - 1), (2, len(VIEWS))])
 def test_tokens_of_a_vit_without_class_token(registers, seen, tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "BATCH", 8)
+    monkeypatch.setattr(record_similarity, "BATCH", 8)
     networks = pair(class_token=False, global_pool="avg", reg_tokens=registers)
-    record.tokens(networks, noise(16), tmp_path)
+    record_similarity.tokens(networks, noise(16), tmp_path)
     result, _ = recorded_cka("token_similarity", tmp_path)
     assert len(result.models) == seen + 1 and ("vit, CLS token" in result.models) == (registers > 0)
     fixed = (result.taps["model"] == "vit, CLS token") & (result.taps["name"] == "embed")  # the same for all images
@@ -280,7 +489,7 @@ def test_depths_of_receptive_fields_run_along_the_complete_network(tmp_path, mon
     for many, read in ((40, range(1, len(blocks) + 1)), (2, range(4, len(blocks) + 1, 4))):
         monkeypatch.setattr(record_layers, "MANY_BLOCKS", many)
         record_layers.receptive_fields(networks, noise(16), tmp_path)
-        table, _, _ = record_layers.recorded_fields(tmp_path)
+        table, _, _ = recorded_fields(tmp_path)
         depth = table[(table["left_out"] < 0) & (table["kind"] == "block")]["depth"]
         np.testing.assert_allclose(depth, [i / 8 for i in read])
 
@@ -299,18 +508,45 @@ def test_one_model_alone_is_refused_unless_recordings_are_chosen(monkeypatch, ca
     assert "name a ViT and a ResNet" in capsys.readouterr().err
 
 
-def test_large_batches_have_the_gram_matrices_of_one_forward_pass(reader):
+@pytest.mark.parametrize(
+    "scale",
+    [
+        1.0,
+        pytest.param(
+            1e12,
+            marks=pytest.mark.fault(
+                "Recording", "activations too large for half precision", "they are scaled; the numbers stay right"
+            ),
+        ),
+        1e-12,
+    ],
+)
+def test_large_batches_have_the_gram_matrices_of_one_forward_pass(scale, reader):
     model = zoo.load("test_vit", folder=reader)
-    images = torch.stack([folder_images(reader / "photos", 160)[i][0] for i in range(12)])
     taps = taps_for(model, STREAM)
+    model.patch_embed.proj.weight.data *= scale
+    if scale < 1:  # what is added would take all digits
+        taps = taps[:1]
+        for added in (model.pos_embed, model.cls_token, model.patch_embed.proj.bias):
+            added.data.zero_()
+    photographs = folder_images(reader / "photos", 160)
+    images = torch.stack([photographs[i][0] for i in range(12)])
     with torch.inference_mode(), capture(model, taps) as out:
         model(normalise(model, images))
-    for tap, gram in zip(taps, record._large_grams(model, taps, images), strict=True):
+    for tap, gram in zip(taps, record_similarity._large_grams(model, taps, images), strict=True):
         x = out[tap.name].flatten(1).double()
         x = x - x.mean(0)
         centred = torch.eye(12, dtype=torch.double) - 1 / 12
         difference = centred @ gram.double() @ centred - x @ x.T
         assert difference.norm() < 2e-3 * (x @ x.T).norm(), tap.name
+
+
+@pytest.mark.fault("Recording", "activations that are not finite", "refused, naming the place")
+def test_large_batches_that_are_not_finite_are_refused(reader):
+    model = zoo.load("test_vit", folder=reader)
+    model.blocks[1].mlp.fc2.bias.data[0] = torch.inf
+    with pytest.raises(ValueError, match="blocks.1.resid_post: activations are not finite"):
+        record_similarity._large_grams(model, taps_for(model, STREAM), torch.zeros(8, 3, 160, 160, dtype=torch.uint8))
 
 
 def hsic_song(k: torch.Tensor, m: torch.Tensor) -> float:
