@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
+from timm.layers import DiffAttention
 from timm.models.pit import PoolingVisionTransformer
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -57,7 +58,7 @@ def attention_maps(
 
     Raises ``ValueError`` for a model without attention, for one of which some attention forms no map that can be read,
     and for maps that are not a distribution over positions: attention over channels (XCiT), rows that do not sum to
-    one (the talking heads of CaiT), maps that are not square.
+    one (the talking heads of CaiT), differences of two maps (differential attention), maps that are not square.
     """
     modules = dict(model.named_modules())
     taps = [Tap(name, f"{name}.attn_drop", "input") for name in attentions(model, names)]
@@ -102,6 +103,8 @@ def attentions(model: nn.Module, names: Iterable[str] | None = None) -> list[str
         raise ValueError(f"{kind} has no attention: attention maps are those of transformers (ViT, Swin, PiT, …)")
     if over := [name for name in found if isinstance(modules[name], XCA)]:
         raise ValueError(f"{kind}: {over[0]} attends over channels, not over positions: there is no distance in that")
+    if split := [name for name in found if isinstance(modules[name], DiffAttention)]:
+        raise ValueError(f"{kind}: {split[0]} weighs by the difference of two maps, which is negative in part: no map")
     if closed := [name for name in found if not isinstance(getattr(modules[name], "attn_drop", None), nn.Module)]:
         what = f"{len(closed)} of {len(found)} attention modules ({closed[0]} is a {type(modules[closed[0]]).__name__})"
         raise ValueError(f"{kind}: {what} have no attn_drop after their softmax, where maps are read")
@@ -109,6 +112,23 @@ def attentions(model: nn.Module, names: Iterable[str] | None = None) -> list[str
     if strange := [name for name in wanted if name not in found]:
         raise ValueError(f"{kind} has no attention {strange[0]!r}; it has {', '.join(found)}")
     return wanted
+
+
+def block_numbers(names: Iterable[str]) -> list[int]:
+    """The number, from 0, of the block that each attention is in; attentions side by side in one block share it."""
+    blocks = [re.sub(r"(blocks\.\d+)\..*", r"\1", name) for name in names]
+    order = list(dict.fromkeys(blocks))
+    return [order.index(block) for block in blocks]
+
+
+def one_a_block(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise ``ValueError`` where a block has several attentions side by side, of which each has its own map."""
+    numbers = block_numbers(names)
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(
+            f"{type(model).__name__} has {len(numbers)} attentions side by side in {len(set(numbers))} blocks, and "
+            "this measure needs one map a block: take a network with one attention in each"
+        )
 
 
 @dataclass(frozen=True)
@@ -247,7 +267,7 @@ def attention_distance(
 
     rows = [
         (head, grids[name].uniform(), grids[name].windowed, name, block)
-        for block, name in enumerate(names)
+        for block, name in zip(block_numbers(names), names, strict=True)
         for head in range(len(sums[name][0]))
     ]
     heads = pd.DataFrame(rows, columns=["head", "uniform", "windowed", "name", "block"])
@@ -264,6 +284,7 @@ def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK)
     and for blocks that see different grids.
     """
     names, prefix, total, images = attentions(model), prefix_tokens(model), 0, 0
+    one_a_block(model, names)
     if isinstance(model, WINDOWED):
         raise ValueError(f"{type(model).__name__} attends within windows, which have no places of their own")
     taps = [Tap(name, name.rsplit(".", 1)[0], "input") for name in names]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from helpers.attention import CHUNK, attention_maps, attentions, grid_of
+from helpers.attention import CHUNK, attention_maps, attentions, grid_of, one_a_block
 from helpers.inputs import normalise, pixels
 from helpers.positions import has_class_token
 from helpers.taps import evaluating
@@ -52,9 +52,10 @@ def rollout_maps(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> 
 
     The row of the class token where there is one, the mean over the rows of patches otherwise; what falls on prefix
     tokens is left out and the rest divided by its sum. Raises ``ValueError`` as ``attention_maps`` does, and for
-    networks with windows or stages.
+    networks with windows, stages, or several attentions in a block.
     """
     names, parts = attentions(model), []
+    one_a_block(model, names)
     first = has_class_token(model)
     with evaluating(model), attention_maps(model, partial(torch.mean, dim=1)) as maps:
         for batch in batches:

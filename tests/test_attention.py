@@ -5,6 +5,8 @@ import math
 import pytest
 import timm
 import torch
+from timm.layers import DiffAttention
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from helpers.attention import (
@@ -13,6 +15,7 @@ from helpers.attention import (
     attention_distance,
     attention_maps,
     attentions,
+    block_numbers,
     distances,
     grid_of,
     growth,
@@ -111,6 +114,26 @@ def test_models_without_maps_over_positions_say_so(name, options, message):
     model = timm.create_model(name, **options).eval()
     with pytest.raises(ValueError, match=message), torch.inference_mode(), attention_maps(model):
         model(torch.zeros(1, 3, 224, 224))
+
+
+@pytest.mark.fault("Measures", "differential attention", "refused: its weights are not the maps that can be read")
+def test_weights_that_are_differences_of_maps_are_refused():
+    model = VisionTransformer(img_size=32, depth=1, embed_dim=32, num_heads=2, attn_layer=DiffAttention)
+    with pytest.raises(ValueError, match="blocks.0.attn weighs by the difference of two maps"):
+        attentions(model)
+
+
+@pytest.mark.fault(
+    "Measures", "a ViT with two attentions side by side in each block", "heads have the number of their block"
+)
+def test_attentions_side_by_side_are_in_one_block():
+    model = made("vit_small_patch16_18x2_224", {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3})
+    images = torch.rand(2, 3, 32, 32)
+    table = attention_distance(model, images.split(1), groups=2)
+    assert table[table["left_out"] < 0].groupby("block")["name"].nunique().to_dict() == {0: 2, 1: 2}
+    assert block_numbers(["layers.0.blocks.0.attn", "layers.0.blocks.1.attn", "layers.1.blocks.0.attn"]) == [0, 1, 2]
+    with pytest.raises(ValueError, match="4 attentions side by side in 2 blocks"):
+        attended_patches(model, [images])
 
 
 def test_an_attention_that_is_not_there_is_named():

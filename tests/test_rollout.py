@@ -74,6 +74,13 @@ def test_stages_and_windows_are_refused():
             rollout_maps(model, [torch.rand(2, 3, 64, 64)])
 
 
+@pytest.mark.fault("Measures", "rollout of a ViT with two attentions side by side in each block", "refused")
+def test_attentions_side_by_side_are_refused():
+    model = build("vit_small_patch16_18x2_224")
+    with pytest.raises(ValueError, match="4 attentions side by side in 2 blocks"):
+        rollout_maps(model, [torch.rand(2, 3, 32, 32)])
+
+
 def test_shares_of_mass():
     masks = torch.zeros(2, 8, 8, dtype=torch.bool)
     masks[0, :4, :4] = True  # one of four patches
