@@ -47,7 +47,9 @@ class Criterion:
             inside, outside = self.low <= low and high <= self.high, high < self.low or low > self.high
         else:
             inside, outside = self.low < low and high < self.high, high <= self.low or low >= self.high
-        return HOLDS if inside else FAILS if outside else INCONCLUSIVE
+        if inside:
+            return HOLDS
+        return FAILS if outside else INCONCLUSIVE
 
     def __str__(self) -> str:
         if self.closed:
@@ -142,7 +144,8 @@ def _claim(entry: dict, section: dict, place: str) -> Claim:
 
     if strange := set(entry) - CLAIM_KEYS:
         near = difflib.get_close_matches(min(strange), CLAIM_KEYS, n=1)
-        raise wrong(f"unknown key {min(strange)!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise wrong(f"unknown key {min(strange)!r}{hint}")
     if absent := REQUIRED - set(entry):
         raise wrong(f"missing {', '.join(sorted(absent))}")
     if entry["status"] not in STATUSES:

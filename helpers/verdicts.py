@@ -80,33 +80,31 @@ def record(
 ) -> Verdict:
     """Hold what a chapter measured against a claim, keep it for the scoreboard, and return the verdict.
 
-    ``value``: the statistic; for a claim of several parts a mapping from part to statistic, or a sequence in the order
-    of the parts, and ``stderr`` or ``interval`` likewise. ``stderr``: a jackknife standard error over ``groups``
-    groups; the interval is then value ± t · stderr (``uncertainty.quantile``). ``interval``: the 95 % interval itself,
-    say of a bootstrap. ``figure``: the name of the figure that shows it (``fig-…``). ``n``: the independent units
-    behind it, images or seeds.
-
     Recording a claim again replaces the former record of this chapter; other chapters' records are never touched.
+
+    Args:
+        claim_id: a claim of ``book/claims.yml``.
+        track: one of the claim's tracks.
+        value: the statistic; for a claim of several parts a mapping from part to statistic, or a sequence in the order
+            of the parts, and ``stderr`` or ``interval`` likewise.
+        stderr: a jackknife standard error over ``groups`` groups; the interval is then value ± t · stderr
+            (``uncertainty.quantile``).
+        interval: the 95 % interval itself, say of a bootstrap.
+        figure: the name of the figure that shows it, ``fig-…``.
+        chapter: the chapter that measured it.
+        n: the independent units behind it, images or seeds.
+        note: what a reader of the scoreboard should know besides.
+        groups: see ``stderr``.
+
+    Returns:
+        The verdict.
 
     Raises:
         ValueError: an unknown claim or track, a track on which the claim cannot be tested, a claim of another
             chapter or one that is only planned, parts that are not the claim's, a value that is not finite, no
             uncertainty or two of them, a stderr without its number of groups.
     """
-    claims = load()
-    if claim_id not in claims:
-        near = difflib.get_close_matches(claim_id, claims, n=3, cutoff=0.4)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"no claim {claim_id!r} in book/claims.yml{hint}")
-    claim = claims[claim_id]
-    if track not in TRACKS:
-        raise ValueError(f"unknown track {track!r}; tracks are {', '.join(TRACKS)}")
-    if track not in claim.tracks:
-        raise ValueError(f"{claim_id} cannot be tested on {track}: {claim.untestable[track].reason}")
-    if claim.chapter != chapter:
-        raise ValueError(f"{claim_id} is assigned to chapter {claim.chapter} in book/claims.yml, not to {chapter}")
-    if claim.status != "measured":
-        raise ValueError(f"{claim_id} is {claim.status} in book/claims.yml: set its status to measured first")
+    claim = _claim_of(claim_id, track, chapter)
     if not re.fullmatch(r"fig-[a-z0-9-]+", figure):
         raise ValueError(f"{claim_id}: figure is the name of one of the chapter's figures, 'fig-…'; got {figure!r}")
     if (stderr is None) == (interval is None):
@@ -124,22 +122,46 @@ def record(
             raise ValueError(f"{claim_id}, {part}: {single} between {low} and {high} is not a finite interval")
         numbers[part] = {"value": float(single), "low": low, "high": high}
     entry = {"parts": numbers, "figure": figure, "n": n, "note": note}
+    verdict = _judge(claim, track, entry)
     path = results.folder() / "claims" / f"{chapter}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    stored.setdefault(claim_id, {})[track] = entry | {"verdict": _judge(claim, track, entry).word}
+    stored.setdefault(claim_id, {})[track] = entry | {"verdict": verdict.word}
     files.write(path, json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
-    return _judge(claim, track, entry)
+    return verdict
+
+
+def _claim_of(claim_id: str, track: str, chapter: str) -> Claim:
+    """The claim, if this chapter may record it on this track; ValueError if not."""
+    claims = load()
+    if claim_id not in claims:
+        near = difflib.get_close_matches(claim_id, claims, n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"no claim {claim_id!r} in book/claims.yml{hint}")
+    claim = claims[claim_id]
+    if track not in TRACKS:
+        raise ValueError(f"unknown track {track!r}; tracks are {', '.join(TRACKS)}")
+    if track not in claim.tracks:
+        raise ValueError(f"{claim_id} cannot be tested on {track}: {claim.untestable[track].reason}")
+    if claim.chapter != chapter:
+        raise ValueError(f"{claim_id} is assigned to chapter {claim.chapter} in book/claims.yml, not to {chapter}")
+    if claim.status != "measured":
+        raise ValueError(f"{claim_id} is {claim.status} in book/claims.yml: set its status to measured first")
+    return claim
 
 
 def _by_part(claim: Claim, given: Any, what: str) -> Mapping[str, Any]:
     """``given`` as a mapping from the claim's parts; for several parts a sequence in their order will do."""
     names = [part.name for part in claim.parts]
-    if not isinstance(given, Mapping):
-        given = {names[0]: given} if len(names) == 1 else dict(enumerate(given)) if np.iterable(given) else {"": given}
-        given = dict(zip(names, given.values(), strict=True)) if len(given) == len(names) else given
-    if set(given) != set(names):
+    if isinstance(given, Mapping):
+        found = given
+    elif len(names) == 1:
+        found = {names[0]: given}
+    else:
+        values = list(given) if np.iterable(given) else [given]
+        found = dict(zip(names, values, strict=True)) if len(values) == len(names) else {}
+    if set(found) != set(names):
         raise ValueError(f"{claim.id}: {what} is needed for the parts {', '.join(names)}; got {given}")
-    return given
+    return found
 
 
 def _judge(claim: Claim, track: str, entry: Mapping[str, Any]) -> Verdict:
@@ -149,7 +171,11 @@ def _judge(claim: Claim, track: str, entry: Mapping[str, Any]) -> Verdict:
         value, low, high = (numbers[part.name][key] for key in ("value", "low", "high"))
         parts.append(Measured(part, value, low, high, part.criterion.judge(low, high)))
     words = {measured.word for measured in parts}
-    word = FAILS if FAILS in words else HOLDS if words == {HOLDS} else INCONCLUSIVE
+    word = INCONCLUSIVE
+    if FAILS in words:
+        word = FAILS
+    elif words == {HOLDS}:
+        word = HOLDS
     return Verdict(claim, track, word, tuple(parts), entry["figure"], entry["n"], entry["note"])
 
 
