@@ -163,9 +163,9 @@ def build(root: Path) -> Path:
     """
     output, source = root / "build" / "_build", root / "build" / "src"
     shutil.rmtree(output, ignore_errors=True)
-    command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", root / "build"]
-    command += ["--config", source / "_config.yml", "--toc", source / "book" / "_toc.yml"]
-    command += ["-W", "-n", "--keep-going"]
+    command: list[str | Path] = [Path(sys.executable).with_name("jupyter-book"), "build", source]
+    command += ["--path-output", root / "build", "--config", source / "_config.yml"]
+    command += ["--toc", source / "book" / "_toc.yml", "-W", "-n", "--keep-going"]
     ran = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     log = re.sub(r"\x1b\[[0-9;]*m", "", ran.stdout)  # without the terminal's colours
     (root / "build" / "logs").mkdir(exist_ok=True)
@@ -226,7 +226,7 @@ def bring_up_to_date(root: Path, jobs: int | None) -> Path:
 
 def main() -> int:
     """The command: makes the book and prints the one path to open."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.book", description=make.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m helpers.book", description="Bring the whole book up to date.")
     parser.add_argument("--jobs", type=int, help="chapters at a time (default: as many as there are cores)")
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: this one)")
     arguments = parser.parse_args()

@@ -103,7 +103,8 @@ def _training_row(name: str, card: dict) -> tuple[str, ...]:
 
 def _size(name: str) -> str:
     """What a network is made of, read off the network itself, and its learning rates."""
-    recipe, model = zoo.ZOO[name].recipe, zoo.build(zoo.ZOO[name])
+    recipe = zoo.ZOO[name].recipe
+    model: Any = zoo.build(zoo.ZOO[name])  # its parts differ from one family to another
     parameters = f"{sum(value.numel() for value in model.parameters()) / 1e6:.1f} million parameters"
     rates = f"AdamW at {recipe.learning_rate:g}"
     if hasattr(model, "stages"):
@@ -112,9 +113,8 @@ def _size(name: str) -> str:
     form = f"{len(model.blocks)} blocks of width {model.embed_dim}"
     if hasattr(model.blocks[0], "attn"):
         form += f" with {model.blocks[0].attn.num_heads} heads"
-    form += (
-        f", patches of {model.stem.patch_size[0] if hasattr(model, 'stem') else model.patch_embed.patch_size[0]} pixels"
-    )
+    patches = model.stem if hasattr(model, "stem") else model.patch_embed
+    form += f", patches of {patches.patch_size[0]} pixels"
     return f"{form}, {parameters}; {rates}, Muon at {recipe.matrix_learning_rate:g}"
 
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 
 ALT_LENGTH = 40  # characters; less does not describe a figure
 LOADS = {  # elements by which a page makes the browser fetch something, and the attribute that says what
@@ -28,13 +28,19 @@ CSS_ADDRESS = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s]+)""")
 
 @cache
 def parse(page: Path) -> BeautifulSoup:
-    return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+    """The elements of a page; each attribute is one string."""
+    return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser", multi_valued_attributes=None)
+
+
+def attribute(tag: Tag, name: str) -> str:
+    """What an attribute of an element says; nothing where it is missing."""
+    return str(tag.get(name) or "")
 
 
 @cache
 def anchors(page: Path) -> frozenset[str]:
     """Every name on a page that a link can lead to."""
-    return frozenset(tag.get("id") or tag.get("name") for tag in parse(page).select("[id], a[name]"))
+    return frozenset(attribute(tag, "id") or attribute(tag, "name") for tag in parse(page).select("[id], a[name]"))
 
 
 def is_remote(address: str) -> bool:
@@ -46,7 +52,7 @@ def figure_faults(page: Path) -> list[str]:
     """Images without an alternative text of their own: none, too short, a file's name, or the caption again."""
     found = []
     for image in parse(page).select("article img"):
-        alt = " ".join((image.get("alt") or "").split())
+        alt = " ".join(attribute(image, "alt").split())
         figure = image.find_parent("figure")
         caption = figure.find("figcaption") if figure else None
         words = " ".join(caption.get_text(" ").removesuffix("#").split()) if caption else ""
@@ -60,9 +66,10 @@ def figure_faults(page: Path) -> list[str]:
 def link_faults(site: Path, page: Path) -> list[str]:
     """Links within the site that lead nowhere, and things loaded from the site that are not there."""
     found = []
-    for tag, attribute in [("a", "href"), ("link", "href"), *LOADS.items()]:
-        for element in parse(page).find_all(tag, attrs={attribute: True}):
-            address, fragment = urldefrag(element[attribute])
+    for tag, name in [("a", "href"), ("link", "href"), *LOADS.items()]:
+        for element in parse(page).find_all(tag, attrs={name: True}):
+            written = attribute(element, name)
+            address, fragment = urldefrag(written)
             if is_remote(address) or urlsplit(address).scheme:
                 continue
             path = unquote(urlsplit(address).path)
@@ -70,21 +77,21 @@ def link_faults(site: Path, page: Path) -> list[str]:
             if target.is_dir():
                 target = target / "index.html"
             if not target.is_file() or not target.is_relative_to(site.resolve()):
-                found.append(f"<{tag}> leads to {element[attribute]}, which is not there")
+                found.append(f"<{tag}> leads to {written}, which is not there")
             elif fragment and target.suffix == ".html" and unquote(fragment) not in anchors(target):
-                found.append(f"<{tag}> leads to {element[attribute]}: no such place on that page")
+                found.append(f"<{tag}> leads to {written}: no such place on that page")
     return found
 
 
 def request_faults(page: Path) -> list[str]:
     """What a browser would fetch from another host to show a page."""
-    loaded = [element[name] for tag, name in LOADS.items() for element in parse(page).find_all(tag, attrs={name: True})]
-    loaded += [part.split()[0] for tag in parse(page).select("[srcset]") for part in tag["srcset"].split(",")]
-    loaded += [
-        tag["href"] for tag in parse(page).find_all("link", href=True) if FETCHED_LINKS & set(tag.get("rel", []))
-    ]
+    loaded = [attribute(tag, name) for kind, name in LOADS.items() for tag in parse(page).select(f"{kind}[{name}]")]
+    for tag in parse(page).select("[srcset]"):
+        loaded += [part.split()[0] for part in attribute(tag, "srcset").split(",") if part.split()]
+    links = parse(page).select("link[href]")
+    loaded += [attribute(tag, "href") for tag in links if FETCHED_LINKS & set(attribute(tag, "rel").split())]
     styles = [tag.get_text() for tag in parse(page).find_all("style")]
-    styles += [tag["style"] for tag in parse(page).select("[style]")]
+    styles += [attribute(tag, "style") for tag in parse(page).select("[style]")]
     loaded += [address for text in styles for address in CSS_ADDRESS.findall(text)]
     return [f"asks another host for {address}" for address in loaded if is_remote(address)]
 
@@ -120,7 +127,7 @@ def markup_faults(site: Path, page: Path) -> list[str]:
     """
     found = []
     for script in parse(page).find_all("script"):
-        address, text = script.get("src"), script.get_text().strip()
+        address, text = attribute(script, "src"), script.get_text().strip()
         if address and is_remote(address):
             continue  # request_faults says so
         own = is_own_file(address) if address else text in theme_scripts(site) or is_setting(text)
@@ -128,8 +135,9 @@ def markup_faults(site: Path, page: Path) -> list[str]:
             found.append(f"has a script that is not the theme's: {(address or text)[:80]}")
     found += [f"has an <{tag.name}>, which no page needs" for tag in parse(page).find_all(EMBEDS)]
     for tag in parse(page).find_all(True):
-        for name, value in tag.attrs.items():
-            address = re.sub(r"[\x00-\x20]", "", value).lower() if isinstance(value, str) else ""
+        for name in tag.attrs:
+            value = attribute(tag, name)
+            address = re.sub(r"[\x00-\x20]", "", value).lower()
             if name.startswith("on") or name == "srcdoc" or address.startswith(RUNNING):
                 found.append(f"<{tag.name}> runs a script by its attribute {name}: {value[:80]}")
     if page != site / "index.html":
@@ -153,7 +161,8 @@ def faults(site: Path, documents: list[str]) -> list[str]:
     """
     parse.cache_clear()
     anchors.cache_clear()
-    site, described = site.resolve(), {}
+    site = site.resolve()
+    described: dict[str, str] = {}
     found = [f"{name}: the page is missing" for name in documents if not (site / f"{name}.html").is_file()]
     for page in sorted(site.rglob("*.html")):
         name = page.relative_to(site).as_posix()
@@ -163,9 +172,10 @@ def faults(site: Path, documents: list[str]) -> list[str]:
         wrong += markup_faults(site, page)
         found += [f"{name}: {fault}" for fault in wrong]
         for image in parse(page).select("article img"):
-            other = described.setdefault(image.get("alt"), image.get("src"))
-            if other != image.get("src"):
-                found.append(f"{name}: image {image.get('src')} has the alternative text of {other}")
+            source = attribute(image, "src")
+            other = described.setdefault(attribute(image, "alt"), source)
+            if other != source:
+                found.append(f"{name}: image {source} has the alternative text of {other}")
     for sheet in sorted(site.rglob("*.css")):
         for address in CSS_ADDRESS.findall(sheet.read_text(encoding="utf-8", errors="replace")):
             if is_remote(address):

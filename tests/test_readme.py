@@ -22,10 +22,11 @@ def test_the_two_commands_are_those_that_ci_runs():
     section = README.split("## Two commands", 1)[1].split("\n## ", 1)[0]
     (block,) = re.findall(r"^```\w*\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert commands(block) == block.strip().splitlines() == ["make book", "make test"]
-    assert commands((ROOT / ".ci" / "run").read_text()) == ["make book", "make test"]
+    checked = ["make lint", "make book", "make test"]
+    assert commands((ROOT / ".ci" / "run").read_text()) == checked
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "book.yml").read_text())
     steps = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
-    assert steps == ["make book", "make test"]
+    assert steps == checked
 
 
 @pytest.mark.parametrize("path", ["README.md", "book/using_your_own.md"])
