@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from helpers.inputs import normalise, pixels
 from helpers.positions import has_class_token, prefix_tokens
-from helpers.surgery import BRANCHES, SkiplessBlock, remove_skip, without_skip  # noqa: F401  (for the notebooks)
+from helpers.surgery import SkiplessBlock
 from helpers.taps import Tap, capture, evaluating, taps_for
 from helpers.uncertainty import GROUPS, delete_one
 
