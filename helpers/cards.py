@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers import results, zoo
+from helpers.accuracy import CUES, TEST_SCENES
 from helpers.catalogue import MAIN, SHORT, Recipe
-from helpers.evaluation import CUES, TEST_SCENES
 from helpers.markup import code, literal
 from helpers.scenes import Corpus
 
