@@ -32,7 +32,7 @@ $(VENV)/installed-bench: $(VENV)/installed
 	@touch $@
 
 book: $(VENV)/installed ## execute every chapter, build the site, check it, print its path
-	@$(RUN) -m helpers.book $(if $(JOBS),--jobs $(JOBS))
+	@$(RUN) -m helpers.building.book $(if $(JOBS),--jobs $(JOBS))
 
 test: book ## run the tests, on the library, the chapters and the built site
 	@$(RUN) -m pytest -n 2 --dist worksteal
@@ -47,10 +47,10 @@ lint: $(VENV)/installed ## check the code's form and types, and the notebooks' h
 	@$(RUN) -m pytest -q tests/test_notebooks.py
 
 zoo: $(VENV)/installed ## train the models of data/zoo that are not there yet
-	@$(RUN) -m helpers.training
+	@$(RUN) -m helpers.networks.training
 
 record: $(VENV)/installed ## measure ImageNet-trained models: make record WEIGHTS=folder IMAGES=folder TRAIN_IMAGES=folder MODELS="vit resnet" OUT=folder
-	@$(RUN) -m helpers.record $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)") $(if $(TRAIN_IMAGES),--train-images "$(TRAIN_IMAGES)") $(if $(MODELS),--models $(MODELS)) $(if $(OUT),--out "$(OUT)")
+	@$(RUN) -m helpers.recording.record $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)") $(if $(TRAIN_IMAGES),--train-images "$(TRAIN_IMAGES)") $(if $(MODELS),--models $(MODELS)) $(if $(OUT),--out "$(OUT)")
 
 bench: $(VENV)/installed-bench ## time the library, beside other people's code
 	@$(RUN) -m tests.bench

@@ -18,9 +18,10 @@ import pandas as pd
 from myst_nb import glue
 from pandas.api.types import is_float_dtype
 
-from helpers import claims, results, uncertainty
-from helpers.cka import CKAResult
-from helpers.images import ImageSet
+from helpers import results, uncertainty
+from helpers.claims import scoreboard as claims
+from helpers.images.sources import ImageSet
+from helpers.measures.heatmap import CKAResult
 
 Models = Iterable[str] | Mapping[str, Any]
 Images = ImageSet | Mapping[str, Any]

@@ -21,7 +21,7 @@ def write(path: str | Path, content: str | bytes) -> None:
 
     Folders that are missing are made. Raises as ``replacing`` does.
     """
-    with replacing(path) as part:
+    with replacing(path) as (part,):
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -31,12 +31,12 @@ def is_sha256(value: object) -> bool:
 
 
 @contextmanager
-def replacing(*paths: str | Path) -> Iterator[Path | tuple[Path, ...]]:
-    """Paths to write to instead of ``paths``, to which they are moved when the context ends without an error.
+def replacing(*paths: str | Path) -> Iterator[tuple[Path, ...]]:
+    """As many paths to write to instead of ``paths``, to which they are moved when the context ends without an error.
 
     So a reader never meets half a file, and of a writer that failed or was interrupted the files from before stay.
     Of several files each is whole, and they are moved one right after another, in the order given. Folders that are
-    missing are made. One path gives a path, several give a tuple.
+    missing are made.
 
     Raises:
         FileNotFoundError: within the context one of them was not written; none is moved.
@@ -46,7 +46,7 @@ def replacing(*paths: str | Path) -> Iterator[Path | tuple[Path, ...]]:
     for target in targets:
         target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield parts if len(parts) > 1 else parts[0]
+        yield parts
         for part, target in zip(parts, targets, strict=True):
             if not part.exists():
                 raise FileNotFoundError(f"{target} is left as it was, because nothing was written to {part}")

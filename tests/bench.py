@@ -31,18 +31,19 @@ from sklearn.linear_model import Ridge
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from helpers import scenes, training, zoo
-from helpers.attention import attention_distance
-from helpers.cka import cka_heatmap
-from helpers.head_subsets import head_subsets
-from helpers.hsic import BLOCK
-from helpers.images import normalise
-from helpers.localization import token_patches
-from helpers.probes import L2S, features, ridge
-from helpers.receptive_field import effective_receptive_fields
-from helpers.residual import skip_ratios
-from helpers.rollout import rollout_maps
-from helpers.taps import Tap, capture, taps_for, taps_named
+from helpers.images import scenes
+from helpers.measures.attention import attention_distance
+from helpers.measures.cka import BLOCK
+from helpers.measures.head_subsets import head_subsets
+from helpers.measures.heatmap import cka_heatmap
+from helpers.measures.localization import token_patches
+from helpers.measures.probes import L2S, features, ridge
+from helpers.measures.receptive_field import effective_receptive_fields
+from helpers.measures.rollout import rollout_maps
+from helpers.measures.skip_ratios import skip_ratios
+from helpers.networks import training, zoo
+from helpers.networks.inputs import normalise
+from helpers.networks.taps import Tap, capture, taps_for, taps_named
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT, PUBLISHED = ROOT / "build" / "bench", ROOT / "data" / "benchmarks.csv"
@@ -197,8 +198,8 @@ def beside_packages(n: int, batches: int) -> list[dict]:
 MEMORY = """
 import sys, torch
 from tests.bench import pictures, peak_memory
-from helpers.cka import cka_heatmap
-from helpers import zoo
+from helpers.measures.heatmap import cka_heatmap
+from helpers.networks import zoo
 torch.set_num_threads(1)
 model = zoo.load("vit", pretrained=False)
 cka_heatmap({"vit": model}, (pictures(64, 64) for _ in range(int(sys.argv[1]))))

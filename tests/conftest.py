@@ -1,7 +1,7 @@
 """What all tests share: one torch thread, torchvision made importable first, the browser if there is one.
 
 A test of a bad input or of a fault says so, and becomes a line of the page *What goes wrong, and what happens then*
-(``helpers.faults``), under the area's heading. Three literal strings; a second marker is a second line:
+(``helpers.building.faults``), under the area's heading. Three literal strings; a second marker is a second line:
 
     @pytest.mark.fault("Images", "a 16-bit grey PNG", "its full range is read, not clipped at 255")
     def test_sixteen_bits(...):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import zoo
+from helpers.networks import zoo
 from tests import bench
 
 
@@ -71,7 +71,7 @@ def test_layer_measures_are_timed_beside_the_passes_they_need():
 def test_flattened_outputs_are_the_activations():
     import torch
 
-    from helpers.taps import capture, taps_for, taps_named
+    from helpers.networks.taps import capture, taps_for, taps_named
 
     model = zoo.load("vit", pretrained=False)
     flat = bench.Flat(model).eval()

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from helpers import chapter as kit
-from helpers import claims, results, uncertainty, zoo
+from helpers import results, uncertainty
 from helpers.chapter import Chapter
-from helpers.cka import CKAResult
-from helpers.hsic import Sums
-from helpers.images import scene_images
+from helpers.claims import scoreboard as claims
+from helpers.images.sources import scene_images
+from helpers.measures.cka import Sums
+from helpers.measures.heatmap import CKAResult
+from helpers.networks import zoo
 
 T1, T2 = 12.706205, 4.302653  # Student's t, 97.5 %, with one and with two degrees of freedom
 

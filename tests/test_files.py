@@ -58,7 +58,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     code = f"""
 import time
 from helpers import files
-with files.replacing({str(tmp_path / "a.csv")!r}) as part:
+with files.replacing({str(tmp_path / "a.csv")!r}) as (part,):
     part.write_text("half of what was to be wri")
     print("in the middle of it", flush=True)
     time.sleep(600)

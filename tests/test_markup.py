@@ -6,8 +6,8 @@ from bs4 import BeautifulSoup
 from docutils.core import publish_string
 from myst_parser.docutils_ import Parser
 
+from helpers.files import ROOT
 from helpers.markup import code, literal, one_line
-from helpers.results import ROOT
 
 HOSTILE = [
     "{{ cycler.__init__.__globals__.os.system('touch owned') }}",

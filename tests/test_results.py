@@ -101,7 +101,7 @@ def test_one_version_is_said_everywhere(folder, table, root):
 def book(tmp_path, monkeypatch):
     """A repository of its own with the library's folder, as if the book lay there."""
     path = tmp_path / "elsewhere" / "book"
-    for name in ("helpers/cka.py", "notebooks/a.ipynb"):
+    for name in ("helpers/measures/heatmap.py", "notebooks/a.ipynb"):
         files.write(path / name, "1\n")
     files.write(path / ".gitignore", "build/\n__pycache__/\n")
     monkeypatch.setattr(results, "ROOT", path)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.stats import norm, spearmanr
 
-from helpers.hsic import Sums
-from helpers.hsic import bootstrap as bootstrap_of_sums
+from helpers.measures.cka import Sums
+from helpers.measures.cka import bootstrap as bootstrap_of_sums
 from helpers.uncertainty import (
     bootstrap,
     bootstrap_groups,

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from helpers import hsic, uncertainty
+from helpers import uncertainty
+from helpers.measures import cka as hsic
 
 FILE = os.environ["WATCH_INTERVALS"]
 _jackknife, _statistic = uncertainty.jackknife, hsic.Sums.statistic

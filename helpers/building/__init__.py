@@ -1,0 +1,1 @@
+"""From notebooks to a site: chapters executed, pages made from data, the site built, checked and published."""

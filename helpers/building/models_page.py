@@ -1,0 +1,186 @@
+"""The page of the models: the cards of the zoo, what is not trained yet, and the ImageNet models of the recordings.
+
+Everything on the page is read from the stored cards and from the sidecars of ``data/recorded``.
+"""
+
+import json
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from helpers import results
+from helpers.images.scenes import Corpus
+from helpers.markup import code, literal
+from helpers.networks import zoo
+from helpers.networks.accuracy import CUES, TEST_SCENES
+from helpers.networks.catalogue import MAIN, SHORT, Recipe
+
+
+def cards_page(recorded: Path | None = None) -> str:
+    """The page "The models" in MyST markdown. ``recorded``: another folder of recordings than ``data/recorded``."""
+    intro = _prose("""
+        Two families of models stand behind the measurements of this book. The networks of the *scenes* track were
+        trained by the book itself, on images whose causes are known; their weights lie in `data/zoo/`. Those of the
+        *ImageNet* track were trained by others on photographs and are taken as they are. This page is made from the
+        models' own cards whenever the site is built.""")
+    scenes, imagenet = _zoo_sections(), _imagenet_sections(recorded or results.RECORDED)
+    return "\n\n".join(["# The models", intro, *scenes, *imagenet]) + "\n"
+
+
+def _zoo_sections() -> list[str]:
+    networks = {name: zoo.card(name) for name in zoo.names()}
+    if not networks:
+        return ["## Trained on scenes", "No network is trained yet; `make zoo` trains them."]
+    names = [card.name for card in MAIN]
+    main = {name: card for name, card in networks.items() if name in names or card.get("start")}
+    others = {name: card for name, card in networks.items() if name not in main}
+    baseline = [zoo.BASELINE.name] if zoo.is_stored(zoo.BASELINE.name) else []
+    measured = {**networks, **{name: zoo.card(name) for name in baseline}}
+    recipe, corpus = Recipe(), Corpus()
+    chance = {"pair": 1 / len(corpus.classes), "shape": 1 / len(corpus.shapes), "texture": 1 / len(corpus.textures)}
+    about = _prose(f"""
+        All were trained in one way to name the {len(corpus.classes)} classes of the
+        [corpus](/notebooks/00_scenes.ipynb), pairs of a shape and a texture, in batches of {recipe.batch} scenes that
+        are mirrored and turned at random: cross-entropy, linear warm-up and cosine decay, weight decay
+        {recipe.weight_decay:g}, bfloat16 arithmetic. The matrices inside transformer blocks are trained by Muon
+        {{cite:p}}`jordan2024`, everything else by AdamW. Where nothing else is said, the training set is the same
+        {recipe.distinct_images:,} scenes, numbers 0 to {recipe.distinct_images - 1:,} of the corpus.""")
+    variants = _prose(f"""
+        The networks below have the size of `vit` and `resnet`, if nothing else is said. All share a schedule of
+        {SHORT.images_seen:,} images, {SHORT.images_seen // SHORT.batch:,} steps. It is the schedule of `resnet` as
+        well, but shorter than that of `vit`, so ViTs do not get quite as far on it. Each variant differs in one thing
+        from a control on the same schedule, a ViT from `vit-short` and a ResNet from `resnet`, and is compared with
+        that control. Those with fewer scenes see the same number of images, the first scenes of the training set
+        again and again.""")
+    hours = sum(card["run"]["seconds"] for card in networks.values()) / 3600
+    minutes = _prose(f"""
+        *Images seen* counts repetitions. `vit-novel` starts from the weights of `vit` and is trained, and measured
+        below, on another corpus of shapes and textures. The minutes are those of a clock, on {_machines(networks)}; the
+        whole zoo took {hours:.1f} hours of such runs, two at a time. Weights are stored in half precision, and what
+        follows was measured with the weights as they are stored.""")
+    how_good = _prose(f"""
+        Percentage of {TEST_SCENES:,} held-out scenes of which a model names the pair, the shape and the texture. The
+        baseline, `colours`, is a linear probe on the histogram of an image's colours, trained on the same scenes: it
+        sees no form at all, so its score is what colours alone give away. The last row is guessing.""")
+    lean_on = _prose("""
+        The same with one cue made to tell nothing, everything else in the scenes being left as it was. Each cell holds
+        the percentages for *shape* and for *texture*. A model that leans on a cue loses without it.""")
+    good_rows = [(name, *_percent(card["accuracy"]["all cues"])) for name, card in measured.items()]
+    lean_rows = [(name, *(_two(card["accuracy"][f"without {cue}"]) for cue in CUES)) for name, card in measured.items()]
+    sections = [
+        "## Trained on scenes",
+        about,
+        "\n".join(f"- {code(name)}: {literal(card['about'])}; {_size(name)}." for name, card in main.items()),
+        *([variants, "\n".join(_about(name, card) for name, card in others.items())] if others else []),
+        _table(
+            ("Network", "Images seen", "Seed", "Minutes", "Images/s", "Weights (sha256)"),
+            [_training_row(name, card) for name, card in networks.items()],
+        ),
+        minutes,
+        "### How good they are",
+        how_good,
+        _table(("Model", "Pair", "Shape", "Texture"), [*good_rows, ("chance", *_percent(chance))]),
+        "### What they lean on",
+        lean_on,
+        _table(("Model", *(f"Without {cue}" for cue in CUES)), [*lean_rows, ("chance", *[_two(chance)] * len(CUES))]),
+    ]
+    if missing := [name for name in zoo.ZOO if name not in networks]:
+        listed = "\n".join(f"- {code(name)}: {literal(zoo.ZOO[name].about)}" for name in missing)
+        sections += ["### In the catalogue, not trained yet", "`make zoo` trains them.", listed]
+    return sections
+
+
+def _about(name: str, card: dict) -> str:
+    return f"- {code(name)}: {literal(card['about'])}."
+
+
+def _training_row(name: str, card: dict) -> tuple[str, ...]:
+    run = card["run"]
+    seen, minutes = f"{card['recipe']['images_seen']:,}", f"{run['seconds'] / 60:.0f}"
+    rate, sha256 = literal(run["images_per_second"]), code(str(card["sha256"])[:12])
+    return name, seen, literal(card["seed"]), minutes, rate, sha256
+
+
+def _size(name: str) -> str:
+    """What a network is made of, read off the network itself, and its learning rates."""
+    recipe = zoo.ZOO[name].recipe
+    model: Any = zoo.build(zoo.ZOO[name])  # its parts differ from one family to another
+    parameters = f"{sum(value.numel() for value in model.parameters()) / 1e6:.1f} million parameters"
+    rates = f"AdamW at {recipe.learning_rate:g}"
+    if hasattr(model, "stages"):
+        blocks = [len(stage.blocks) for stage in model.stages]
+        return f"{sum(blocks)} residual blocks in {len(blocks)} stages, {parameters}; {rates}"
+    form = f"{len(model.blocks)} blocks of width {model.embed_dim}"
+    if hasattr(model.blocks[0], "attn"):
+        form += f" with {model.blocks[0].attn.num_heads} heads"
+    patches = model.stem if hasattr(model, "stem") else model.patch_embed
+    form += f", patches of {patches.patch_size[0]} pixels"
+    return f"{form}, {parameters}; {rates}, Muon at {recipe.matrix_learning_rate:g}"
+
+
+def _machines(cards: dict[str, dict]) -> str:
+    """The processors that the networks were trained on, in words."""
+    used = {(card["run"]["device"], card["run"]["threads"]) for card in cards.values()}
+    words = {f"{threads} CPU thread{'s' * (threads > 1)}" if kind == "cpu" else "a GPU" for kind, threads in used}
+    return " or ".join(sorted(words))
+
+
+def _percent(accuracy: dict[str, float]) -> list[str]:
+    return [f"{100 * accuracy[what]:.1f}" for what in ("pair", "shape", "texture")]
+
+
+def _two(accuracy: dict[str, float]) -> str:
+    return f"{100 * accuracy['shape']:.0f} / {100 * accuracy['texture']:.0f}"
+
+
+def _imagenet_sections(folder: Path) -> list[str]:
+    models, images = _recorded_models(folder)
+    if not models:
+        nothing = _prose("""
+            Nothing is recorded yet. Any model that timm knows {cite:p}`wightman2019` can be measured, with weights from
+            a folder or from timm's hub: `make record WEIGHTS=folder IMAGES=folder`.""")
+        return ["## Trained on ImageNet", nothing]
+    about = _prose(f"""
+        The recorded measurements, on up to {images:,} photographs, were made with these models, built by timm
+        {{cite:p}}`wightman2019`. Neither their weights nor the photographs are part of this book; only the numbers
+        are, each file with a note of what it was measured on. Any other model that timm knows can be put in their
+        place: `make record WEIGHTS=folder IMAGES=folder MODELS=names`.""")
+    rows = [
+        (name, literal(note.get("trained_on", "–")), _completeness(note), literal(note.get("source", "timm's hub")))
+        for name, note in models.items()
+    ]
+    return ["## Trained on ImageNet", about, _table(("Model", "Trained on", "Complete", "Weights from"), rows)]
+
+
+def _recorded_models(folder: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """What the sidecars of the recordings say of the models, and the largest number of images in them."""
+    models: dict[str, dict[str, Any]] = {}
+    images = 0
+    for name in results.names(folder):
+        sidecar = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        described, count = sidecar.get("models") or {}, (sidecar.get("images") or {}).get("count", 0)
+        if not isinstance(described, dict) or not all(isinstance(note, dict) for note in described.values()):
+            raise ValueError(f"{folder / name}.json: its models must be a mapping from names to notes")
+        if not isinstance(count, int):
+            raise ValueError(f"{folder / name}.json: its number of images is {count!r}")
+        models.update(described)
+        images = max(images, count)
+    return models, images
+
+
+def _completeness(note: dict[str, Any]) -> str:
+    return "yes" if note.get("complete", True) else f"no: {literal(note.get('note', 'parts are missing'))}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in markdown, numbers to the right. First column: names of models, or "chance"; others: markdown."""
+    rows = list(rows)
+    numeric = [all(row[i][:1].isdigit() for row in rows) for i in range(len(head))]
+    body = [[first if first == "chance" else code(first, in_table=True), *rest] for first, *rest in rows]
+    lines = [head, ["--:" if right else ":--" for right in numeric], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _prose(text: str) -> str:
+    return "\n".join(textwrap.wrap(" ".join(text.split()), 118, break_on_hyphens=False, break_long_words=False))

@@ -1,0 +1,223 @@
+"""What this book's measurements say of the papers' claims: the verdicts, and the files in which they are kept.
+
+A chapter hands over each statistic of a claim of ``book/claims.yml`` with its uncertainty, an interval that covers
+the true value with 95 % probability, and gets a verdict:
+
+    holds          the whole interval meets the criterion, for every part of the claim
+    fails          for some part, no value in the interval meets it
+    inconclusive   anything else
+
+A claim that a track cannot test is *not testable here*, and the file says why. That every part must hold costs no
+correction for their number (an intersection-union test); the intervals are not corrected for the number of claims.
+"""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from helpers import files, results
+from helpers.claims.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, Part, load, number
+from helpers.uncertainty import quantile
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The statistic of one part, the ends of its interval, and the verdict on this part alone."""
+
+    part: Part
+    value: float
+    low: float
+    high: float
+    word: str
+
+    def __str__(self) -> str:
+        unit = f" {self.part.unit}" if self.part.unit else ""
+        ends = interval_text(self.low, self.high)
+        return f"{value_text(self.value, self.low, self.high)} ({ends}){unit}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one track says of a claim."""
+
+    claim: Claim
+    track: str
+    word: str
+    parts: tuple[Measured, ...]
+    figure: str
+    n: int | None = None
+    note: str = ""
+
+    def numbers(self) -> str:
+        """What was measured and what was asked for, in one line."""
+        return "; ".join(f"{label(m.part)}{m}, asked for {m.part.criterion}" for m in self.parts)
+
+    def __str__(self) -> str:
+        return f"{self.claim.id} on {self.track}: {self.word}. {self.numbers()}"
+
+    __repr__ = __str__
+
+
+def record(
+    claim_id: str,
+    track: str,
+    value: float | Mapping[str, float],
+    stderr: float | Mapping[str, float] | None = None,
+    *,
+    interval: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None,
+    figure: str,
+    chapter: str,
+    n: int | None = None,
+    note: str = "",
+    groups: int | None = None,
+) -> Verdict:
+    """Hold what a chapter measured against a claim, keep it for the scoreboard, and return the verdict.
+
+    Recording a claim again replaces the former record of this chapter; other chapters' records are never touched.
+
+    Args:
+        claim_id: a claim of ``book/claims.yml``.
+        track: one of the claim's tracks.
+        value: the statistic; for a claim of several parts a mapping from part to statistic, or a sequence in the order
+            of the parts, and ``stderr`` or ``interval`` likewise.
+        stderr: a jackknife standard error over ``groups`` groups; the interval is then value ± t · stderr
+            (``uncertainty.quantile``).
+        interval: the 95 % interval itself, say of a bootstrap.
+        figure: the name of the figure that shows it, ``fig-…``.
+        chapter: the chapter that measured it.
+        n: the independent units behind it, images or seeds.
+        note: what a reader of the scoreboard should know besides.
+        groups: see ``stderr``.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: an unknown claim or track, a track on which the claim cannot be tested, a claim of another
+            chapter or one that is only planned, parts that are not the claim's, a value that is not finite, no
+            uncertainty or two of them, a stderr without its number of groups.
+    """
+    claim = _claim_of(claim_id, track, chapter)
+    if not re.fullmatch(r"fig-[a-z0-9-]+", figure):
+        raise ValueError(f"{claim_id}: figure is the name of one of the chapter's figures, 'fig-…'; got {figure!r}")
+    if (stderr is None) == (interval is None):
+        raise ValueError(f"{claim_id}: give the uncertainty of its value, as stderr or as interval")
+    numbers = {}
+    for part, single in _by_part(claim, value, "value").items():
+        if stderr is not None:
+            if groups is None:
+                raise ValueError(f"{claim_id}: say over how many groups its stderr was taken: groups=…")
+            reach = float(_by_part(claim, stderr, "stderr")[part]) * quantile(groups)
+            low, high = float(single) - reach, float(single) + reach
+        else:
+            low, high = map(float, _by_part(claim, interval, "interval")[part])
+        if not all(map(math.isfinite, (float(single), low, high))) or low > high:
+            raise ValueError(f"{claim_id}, {part}: {single} between {low} and {high} is not a finite interval")
+        numbers[part] = {"value": float(single), "low": low, "high": high}
+    entry = {"parts": numbers, "figure": figure, "n": n, "note": note}
+    verdict = _judge(claim, track, entry)
+    path = results.folder() / "claims" / f"{chapter}.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    stored.setdefault(claim_id, {})[track] = entry | {"verdict": verdict.word}
+    files.write(path, json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+    return verdict
+
+
+def _claim_of(claim_id: str, track: str, chapter: str) -> Claim:
+    """The claim, if this chapter may record it on this track; ValueError if not."""
+    claims = load()
+    if claim_id not in claims:
+        near = difflib.get_close_matches(claim_id, claims, n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"no claim {claim_id!r} in book/claims.yml{hint}")
+    claim = claims[claim_id]
+    if track not in TRACKS:
+        raise ValueError(f"unknown track {track!r}; tracks are {', '.join(TRACKS)}")
+    if track not in claim.tracks:
+        raise ValueError(f"{claim_id} cannot be tested on {track}: {claim.untestable[track].reason}")
+    if claim.chapter != chapter:
+        raise ValueError(f"{claim_id} is assigned to chapter {claim.chapter} in book/claims.yml, not to {chapter}")
+    if claim.status != "measured":
+        raise ValueError(f"{claim_id} is {claim.status} in book/claims.yml: set its status to measured first")
+    return claim
+
+
+def _by_part(claim: Claim, given: Any, what: str) -> Mapping[str, Any]:
+    """``given`` as a mapping from the claim's parts; for several parts a sequence in their order will do."""
+    names = [part.name for part in claim.parts]
+    if isinstance(given, Mapping):
+        found = given
+    elif len(names) == 1:
+        found = {names[0]: given}
+    else:
+        values = list(given) if np.iterable(given) else [given]
+        found = dict(zip(names, values, strict=True)) if len(values) == len(names) else {}
+    if set(found) != set(names):
+        raise ValueError(f"{claim.id}: {what} is needed for the parts {', '.join(names)}; got {given}")
+    return found
+
+
+def _judge(claim: Claim, track: str, entry: Mapping[str, Any]) -> Verdict:
+    numbers = _by_part(claim, entry["parts"], "a number")
+    parts = []
+    for part in claim.parts:
+        value, low, high = (numbers[part.name][key] for key in ("value", "low", "high"))
+        parts.append(Measured(part, value, low, high, part.criterion.judge(low, high)))
+    words = {measured.word for measured in parts}
+    word = INCONCLUSIVE
+    if FAILS in words:
+        word = FAILS
+    elif words == {HOLDS}:
+        word = HOLDS
+    return Verdict(claim, track, word, tuple(parts), entry["figure"], entry["n"], entry["note"])
+
+
+def verdicts(folder: str | Path | None = None) -> dict[tuple[str, str], Verdict]:
+    """All verdicts below a results folder, by (claim, track), judged anew by today's criteria.
+
+    Raises ``ValueError`` for records that do not fit the claims as they are now.
+    """
+    claims, found = load(), {}
+    for path in sorted((Path(folder or results.folder()) / "claims").glob("*.json")):
+        for claim_id, tracks in json.loads(path.read_text(encoding="utf-8")).items():
+            for track, entry in tracks.items():
+                claim = claims.get(claim_id)
+                if claim is None or track not in claim.tracks or claim.chapter != path.stem:
+                    raise ValueError(f"{path} records {claim_id} on {track}, not its claim: run the chapter again")
+                found[claim_id, track] = _judge(claim, track, entry)
+    return found
+
+
+def unrecorded(folder: str | Path | None = None) -> list[tuple[str, str]]:
+    """The (claim, track) that book/claims.yml calls measured and no chapter has recorded in this folder."""
+    have = verdicts(folder)
+    wanted = [(claim.id, track) for claim in load().values() if claim.status == "measured" for track in claim.tracks]
+    return [pair for pair in wanted if pair not in have]
+
+
+def _decimals(low: float, high: float) -> int:
+    """As many decimals as give the half-width of an interval two digits, between none and four."""
+    half = (high - low) / 2
+    return min(4, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
+
+
+def value_text(value: float, low: float, high: float) -> str:
+    """A value with as many decimals as its interval warrants."""
+    return number(value, _decimals(low, high))
+
+
+def interval_text(low: float, high: float) -> str:
+    """The interval, "0.29 to 0.33"."""
+    return f"{number(low, _decimals(low, high))} to {number(high, _decimals(low, high))}"
+
+
+def label(part: Part) -> str:
+    """The name of a part in front of its number; nothing for a claim's only part."""
+    return "" if part.name == "value" else f"{part.name} "

@@ -1,0 +1,1 @@
+"""What networks are shown: scenes that the book draws itself, and pictures from files and datasets."""

@@ -1,0 +1,112 @@
+"""Attention rollout: where the class token's information comes from, if attention alone moved it.
+
+A block adds what attention brings to what a token was (the skip), so a token after the block is taken to be half
+itself and half the attention-weighted mean of all tokens. Multiplied through the blocks this gives, for every token at
+the end, weights over the tokens at the entrance (Abnar & Zuidema 2020; Dosovitskiy et al. 2021, Figures 6 and 14)::
+
+    R = Â_L · … · Â_2 · Â_1        Â = A averaged over heads, plus the identity, each row divided by its sum
+
+It leaves out values, projections, MLPs and norms, so it is a picture of the wiring, not of what flows. The rows must be
+divided with ``keepdim``: a widely used script does without it, so that columns are divided by other rows' sums and
+rows no longer sum to one.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from helpers.measures.attention import CHUNK, attention_maps, attentions, grid_of, one_a_block
+from helpers.networks.inputs import normalise, pixels
+from helpers.networks.positions import has_class_token
+from helpers.networks.taps import evaluating
+from helpers.uncertainty import GROUPS, delete_one
+
+
+def attention_rollout(maps: Iterable[Tensor]) -> list[Tensor]:
+    """Rollout after each block, first block first: each (B, N, N), rows over tokens at the entrance, summing to one.
+
+    ``maps``: of each block in order, (B, N, N) averaged over heads, or (B, heads, N, N). Raises ``ValueError`` where
+    blocks have different numbers of tokens.
+    """
+    rolled: list[Tensor] = []
+    for attention in maps:
+        attention = attention.mean(1) if attention.ndim == 4 else attention  # (B, N, N)
+        if rolled and rolled[-1].shape != attention.shape:
+            raise ValueError(
+                f"rollout multiplies maps of the same tokens in all blocks; these have {rolled[-1].shape[-1]} and "
+                f"{attention.shape[-1]}: a network with windows or stages has no rollout"
+            )
+        mixed = attention + torch.eye(attention.shape[-1], device=attention.device, dtype=attention.dtype)
+        mixed = mixed / mixed.sum(-1, keepdim=True)
+        rolled.append(mixed @ rolled[-1] if rolled else mixed)
+    return rolled
+
+
+@torch.inference_mode()
+def rollout_maps(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> Tensor:
+    """Rollout over the patches after each block, (images, blocks, rows, columns); each map sums to one.
+
+    The row of the class token where there is one, the mean over the rows of patches otherwise; what falls on prefix
+    tokens is left out and the rest divided by its sum. Raises ``ValueError`` as ``attention_maps`` does, and for
+    networks with windows, stages, or several attentions in a block.
+    """
+    names, parts = attentions(model), []
+    one_a_block(model, names)
+    first = has_class_token(model)
+    with evaluating(model), attention_maps(model, partial(torch.mean, dim=1)) as maps:
+        for batch in batches:
+            images = pixels(batch)
+            for part in images.split(chunk):
+                model(normalise(model, part))
+                rolled = attention_rollout(maps[name] for name in names)
+                grid = grid_of(model, names[0], rolled[0].shape[-1], tuple(part.shape[-2:]))
+                if grid.windowed:
+                    raise ValueError(f"{type(model).__name__} attends within windows: it has no rollout")
+                rows = [r[:, 0] if first else r[:, grid.prefix :].mean(1) for r in rolled]
+                rows = torch.stack(rows, dim=1)[..., grid.prefix :]  # (B, blocks, patches)
+                parts.append((rows / rows.sum(-1, keepdim=True)).unflatten(-1, grid.shape).cpu())
+    return torch.cat(parts)
+
+
+def centred_gaussian(shape: tuple[int, int], width: float = 0.25) -> Tensor:
+    """A map (rows, columns) that knows only where the middle is: a Gaussian, its deviation ``width`` of each side."""
+    rows, columns = ((torch.arange(n) + 0.5) / n - 0.5 for n in shape)
+    weight = torch.exp(-(rows[:, None] ** 2 + columns[None] ** 2) / (2 * width**2))
+    return weight / weight.sum()
+
+
+def share_on(maps: Tensor, masks: Tensor) -> Tensor:
+    """The share of each map's mass on a mask, (B,): maps (B, rows, columns) of sum one, masks (B, H, W) bool.
+
+    A patch that the mask covers in part counts in part. The number of pixels must be a multiple of that of patches.
+    """
+    if any(big % small for big, small in zip(masks.shape[1:], maps.shape[1:], strict=True)):
+        raise ValueError(f"masks of {tuple(masks.shape[1:])} pixels do not divide into {tuple(maps.shape[1:])} patches")
+    covered = adaptive_avg_pool2d(masks.float()[:, None], maps.shape[1:])[:, 0]
+    return (maps * covered).sum((1, 2))
+
+
+def on_object(maps: Tensor, masks: Tensor, groups: int = GROUPS) -> pd.DataFrame:
+    """Claim C9: how much of rollout maps (B, rows, columns) falls on the object, masks (B, H, W).
+
+    Returns a table of means over images, all (``left_out`` −1) and without each group of them (image i is in group
+    i mod ``groups``): ``own``, the share of the image's own map; ``common``, that of the mean map of all these images;
+    ``gaussian``, that of a map which knows where the middle is; ``area``, the mask's share of the image.
+    """
+    if groups > len(maps):
+        raise ValueError(f"{groups} groups need as many images; got {len(maps)}")
+    group = torch.arange(len(maps)) % groups
+    own, area = share_on(maps, masks), masks.float().mean((1, 2))
+    gaussian = share_on(centred_gaussian(maps.shape[1:]).expand_as(maps), masks)
+
+    def measure(left_out: int | None) -> dict[str, float]:
+        kept = group != (-1 if left_out is None else left_out)
+        common = share_on(maps[kept].mean(0).expand_as(maps[kept]), masks[kept])
+        shares = {"own": own[kept], "common": common, "gaussian": gaussian[kept], "area": area[kept]}
+        return {name: float(values.mean()) for name, values in shares.items()}
+
+    return delete_one(pd.DataFrame(index=[0]), measure, range(groups))

@@ -1,0 +1,147 @@
+"""The structure of a CKA heat-map in a few numbers: uniformity, stages, and which depths correspond.
+
+Each function takes a matrix of CKA and the ``Places`` of one or two networks in it and returns one number (claims R1 to
+R6 of ``book/claims.yml``), so that ``CKAResult.statistic`` can give it a jackknife error::
+
+    vit, resnet = places(result, "ViT"), places(result, "ResNet")
+    value, stderr = result.statistic(lambda matrix: contrast(matrix, resnet, resnet) - contrast(matrix, vit, resnet))
+
+Depth runs from 0 to 1 along the complete network, so that networks of different lengths can be laid side by side, and
+one that lacks its last stage ends before 1.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from helpers.measures.heatmap import CKAResult
+from helpers.networks.places import STREAM
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a network's places stand: ``index`` in the matrix, ``depth``, ``stage`` (−1 at the entrance); each (P,)."""
+
+    index: np.ndarray
+    depth: np.ndarray
+    stage: np.ndarray
+
+
+def places(result: CKAResult, model: str, length: int | None = None) -> Places:
+    """The residual stream of a model in a result: a ViT's embedding and stream, a ResNet's stem and blocks.
+
+    ``length``: number of the complete network's places after the first, where the result has not all of them (16 for
+    a ResNet-50). The stage of a ResNet's block is the number in its name; a ViT has none (all −1).
+    """
+    index = result.index(
+        model, [kind for kind in STREAM if kind in set(result.taps["kind"][result.taps["model"] == model])]
+    )
+    names = result.taps["name"].iloc[index]
+    stages = [re.search(r"(?:stages\.|layer)(\d+)", name) for name in names]
+    length = len(index) - 1 if length is None else length
+    if length < len(index) - 1:
+        raise ValueError(f"{model} has {len(index)} places here, more than a complete network of {length + 1}")
+    return Places(index, np.arange(len(index)) / length, np.array([int(stage[1]) if stage else -1 for stage in stages]))
+
+
+def between(matrix: np.ndarray, a: Places, b: Places) -> np.ndarray:
+    """CKA of the places of ``a`` (rows) with those of ``b`` (columns)."""
+    return matrix[np.ix_(a.index, b.index)]
+
+
+def off_diagonal(matrix: np.ndarray, network: Places) -> np.ndarray:
+    """CKA of all pairs of two different places of a network."""
+    own = between(matrix, network, network)
+    return own[np.triu_indices(len(own), 1)]
+
+
+def uniformity(matrix: np.ndarray, vit: Places, resnet: Places) -> np.ndarray:
+    """R1: mean, and standard deviation, of CKA over pairs of places, ViT minus ResNet; shape (2,)."""
+    vit_pairs, resnet_pairs = off_diagonal(matrix, vit), off_diagonal(matrix, resnet)
+    return np.array([vit_pairs.mean() - resnet_pairs.mean(), vit_pairs.std() - resnet_pairs.std()])
+
+
+def ends(matrix: np.ndarray, network: Places) -> float:
+    """Mean CKA of the places at depth ≤ 1/3 with those at depth ≥ 2/3 (R2 is the ViT's minus the ResNet's)."""
+    low, high = network.depth <= 1 / 3 + 1e-9, network.depth >= 2 / 3 - 1e-9
+    return float(between(matrix, network, network)[np.ix_(low, high)].mean())
+
+
+def contrast(matrix: np.ndarray, network: Places, resnet: Places) -> float:
+    """Mean CKA within a stage minus between stages, of two different places (R3 is the ResNet's minus the ViT's).
+
+    A network without stages is cut at the depths at which those of ``resnet`` end; the entrance and what lies beyond
+    the last end are left out.
+    """
+    stage = network.stage
+    if (stage < 0).all():
+        edges = np.array([resnet.depth[resnet.stage == s].max() for s in np.unique(resnet.stage[resnet.stage >= 0])])
+        stage = np.searchsorted(edges, network.depth - 1e-9)
+        stage = np.where((stage == len(edges)) | (np.arange(len(stage)) == 0), -1, stage)
+    inside = stage >= 0
+    own, stage = between(matrix, network, network)[np.ix_(inside, inside)], stage[inside]
+    i, j = np.triu_indices(len(own), 1)
+    same = stage[i] == stage[j]
+    return float(own[i, j][same].mean() - own[i, j][~same].mean())
+
+
+def best_depth(matrix: np.ndarray, vit: Places, resnet: Places) -> np.ndarray:
+    """For each place of the ResNet the depth of the ViT place with the highest CKA, shape (resnet places,)."""
+    found = between(matrix, resnet, vit)  # a place that does not vary (NaN) matches nothing
+    return vit.depth[np.where(np.isnan(found), -np.inf, found).argmax(1)]
+
+
+def half_way(matrix: np.ndarray, vit: Places, resnet: Places) -> np.ndarray:
+    """R4: mean best ViT depth of the ResNet places at depths 0.4 to 0.6, and Spearman of the two depths; (2,)."""
+    best = best_depth(matrix, vit, resnet)
+    middle = (resnet.depth >= 0.4 - 1e-9) & (resnet.depth <= 0.6 + 1e-9)
+    order = spearmanr(resnet.depth, best).statistic if len(np.unique(best)) > 1 else 0.0
+    return np.array([best[middle].mean(), order])
+
+
+def upper_half(matrix: np.ndarray, vit: Places, resnet: Places) -> np.ndarray:
+    """R5: mean best ViT depth of the ResNet's places at depth ≥ 0.5, and their share within 0.25 to 0.65; (2,)."""
+    best = best_depth(matrix, vit, resnet)[resnet.depth >= 0.5 - 1e-9]
+    return np.array([best.mean(), ((best >= 0.25) & (best <= 0.65)).mean()])
+
+
+def last_third(matrix: np.ndarray, vit: Places, resnet: Places) -> float:
+    """R6: the highest CKA to any ResNet place, mean over ViT places at depth ≥ 2/3 minus mean over those below."""
+    highest = between(matrix, vit, resnet).max(1)
+    late = vit.depth >= 2 / 3 - 1e-9
+    return float(highest[late].mean() - highest[~late].mean())
+
+
+def across_block(matrix: np.ndarray, vit: Places, block: int) -> float:
+    """R17: mean CKA of the places of a ViT up to the input of a block (from 0) with those from its output on.
+
+    Raises ValueError for a block that the ViT does not have.
+    """
+    blocks = (len(vit.index) - 1) // 2  # two places each, after the embedding
+    if not 0 <= block < blocks:
+        raise ValueError(f"there is no block {block}: this network has blocks 0 to {blocks - 1}")
+    own = between(matrix, vit, vit)
+    return float(own[: 2 * block + 1, 2 * block + 2 :].mean())
+
+
+def largest_difference(a: CKAResult, b: CKAResult) -> tuple[float, float]:
+    """R30: the largest absolute difference of two CKA matrices of the same places, and its standard error.
+
+    The error is that of the cell where the difference is largest, the two results taken as independent.
+    """
+    if a.labels != b.labels:
+        raise ValueError("the two results compare different places")
+    difference = np.abs(a.matrix - b.matrix)
+    error = np.hypot(a.stderr, b.stderr)
+    cell = np.unravel_index(difference.argmax(), difference.shape)
+    return float(difference[cell]), float(error[cell])
+
+
+def frame(result: CKAResult, a: str, b: str | None = None) -> pd.DataFrame:
+    """CKA of the places of model ``a`` (rows) with those of ``b`` (``a`` itself by default), labelled, for a figure."""
+    rows, columns = places(result, a).index, places(result, a if b is None else b).index
+    names = result.taps["name"]
+    return pd.DataFrame(result.matrix[np.ix_(rows, columns)], names.iloc[rows], names.iloc[columns])

@@ -1,0 +1,149 @@
+"""The catalogue of the zoo: what each of the book's own networks is made of, and how it is trained.
+
+A ``Card`` says all that training needs; ``build`` makes its untrained network. Two schedules are in use. The main
+ViTs are trained until they are clearly good. The ResNets, which learn faster, need half as many steps for that, and
+all variants share this shorter schedule: models that differ in one thing (a skip connection, the amount of data, the
+size, the architecture) from a control with a second seed. The ResNets' controls are the main ones themselves.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import GroupNormAct, StdConv2d
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.resnetv2 import ResNetV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from helpers.images.scenes import NOVEL, SIZE, Corpus
+from helpers.networks.colours import ColourHistogram
+from helpers.networks.surgery import remove_skip
+
+SCENES_CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, SIZE, SIZE)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model of the zoo is trained; see ``helpers.networks.training``."""
+
+    images_seen: int = 320_000
+    distinct_images: int = 100_000  # the fixed index range 0 … 99,999 of the corpus
+    batch: int = 128
+    learning_rate: float = 1e-3  # AdamW's
+    matrix_learning_rate: float = 2e-3  # Muon's, for the matrices of transformer blocks
+    weight_decay: float = 0.05
+    warmup: float = 0.1  # share of the steps; then cosine to zero
+    clip: float = 1.0  # norm of the gradient
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model of the zoo: what is built, from which seed, and how it is trained."""
+
+    name: str
+    family: str  # "vit", "resnet", "mixer" or "colours"
+    about: str
+    architecture: dict = field(default_factory=dict)
+    recipe: Recipe = Recipe()
+    corpus: Corpus = Corpus()
+    seed: int = 0
+    without_skip: tuple[int, str] | None = None  # a block and a branch of it: see helpers.networks.surgery
+    start: str | None = None  # the stored model whose weights it starts from, its classifier apart
+
+
+_GAP = {"global_pool": "avg", "class_token": False, "fc_norm": False}
+SHORT = Recipe(images_seen=160_000)  # 1,250 steps, whatever the network and however few distinct images
+_RESNET = replace(SHORT, learning_rate=4e-3)
+
+MAIN = (
+    Card("vit", "vit", "Vision Transformer that classifies from its CLS token"),
+    Card("vit-seed1", "vit", "the same from another seed: a ceiling for similarity", seed=1),
+    Card("vit-gap", "vit", "Vision Transformer without CLS token that averages its tokens (GAP)", _GAP),
+    Card("resnet", "resnet", "BiT-style ResNet: pre-activation, GroupNorm, weight standardisation", recipe=_RESNET),
+    Card("resnet-seed1", "resnet", "the same from another seed: a ceiling for similarity", recipe=_RESNET, seed=1),
+)
+
+_SMALL = {"embed_dim": 64, "depth": 4, "num_heads": 4}
+_CONTROLS = (
+    Card("vit-short", "vit", "the ViT on the short schedule: the control of its variants", recipe=SHORT),
+    Card("vit-short-seed1", "vit", "the control from another seed", recipe=SHORT, seed=1),
+    Card("vit-small", "vit", "a smaller ViT (half the width, half the depth) on that schedule", _SMALL, SHORT),
+    Card("vit-small-seed1", "vit", "the same from another seed", _SMALL, SHORT, seed=1),
+    Card("mixer", "mixer", "MLP-Mixer of the ViT's width and depth on that schedule", recipe=SHORT),
+)
+
+SKIPLESS = tuple(
+    Card(
+        f"vit-without-{branch}-skip-{block}",
+        "vit",
+        f"trained without the skip around {around} of block {block}",
+        recipe=SHORT,
+        without_skip=(block, branch),
+    )
+    for block in (1, 4, 6)
+    for branch, around in (("attn", "attn"), ("mlp", "mlp"), ("both", "attention and MLP"))
+)
+
+FRACTIONS = (3, 10, 30)  # per cent of the main models' distinct images: the first ones of their index range
+SCARCE = tuple(
+    replace(
+        control,
+        name=f"{control.name.removesuffix('-short')}-data{per_cent}",
+        about=f"{control.name} with {per_cent} % of the training images",
+        recipe=replace(control.recipe, distinct_images=SHORT.distinct_images * per_cent // 100),
+    )
+    for control in (*MAIN, *_CONTROLS)
+    if control.name in ("vit-short", "resnet", "vit-small")
+    for per_cent in FRACTIONS
+)
+
+_TUNED = Card(
+    "vit-novel",
+    "vit",
+    "the ViT fine-tuned to shapes and textures that it was not trained on",
+    recipe=Recipe(images_seen=25_600, distinct_images=20_000, learning_rate=3e-4, matrix_learning_rate=3e-4),
+    corpus=NOVEL,
+    start="vit",
+)
+
+ZOO: dict[str, Card] = {card.name: card for card in (*MAIN, *_CONTROLS, *SKIPLESS, *SCARCE, _TUNED)}
+
+
+BASELINE = Card("colours", "colours", "linear probe on the histogram of an image's colours: it sees no form at all")
+"""Not one of the networks, but trained on the same scenes, stored and measured as they are. Of its recipe
+only ``distinct_images`` applies: logistic regression is a convex problem."""
+
+
+def build(card: Card, seed: int | None = None) -> nn.Module:
+    """The untrained network of a card, its weights drawn from ``seed`` (the card's own by default).
+
+    Raises ValueError for a card of an unknown family.
+    """
+    classes = len(card.corpus.classes)
+    model: Any
+    network: dict[str, Any]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(card.seed if seed is None else seed)
+        if card.family == "vit":  # 8 × 8 tokens of 8 × 8 pixels
+            network = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4}
+            model = VisionTransformer(**{**network, "num_classes": classes, **card.architecture})
+        elif card.family == "resnet":  # 4 stages of 4 bottleneck blocks, on 34², 17², 9² and 5² positions
+            network = {"layers": (4, 4, 4, 4), "channels": (32, 64, 128, 256), "zero_init_last": False}
+            norm = partial(GroupNormAct, num_groups=8)
+            layers = {"stem_type": "fixed", "conv_layer": StdConv2d, "norm_layer": norm}
+            model = ResNetV2(**{**network, **layers, "num_classes": classes, **card.architecture})
+            model.stem.pool = nn.Identity()  # on images of 64 pixels a second halving would leave 2 × 2 positions
+        elif card.family == "mixer":  # the ViT's patches, width and depth; token mixing as wide as half of it
+            network = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "num_blocks": 8}
+            model = MlpMixer(**{**network, "num_classes": classes, **card.architecture})
+        elif card.family == "colours":
+            return ColourHistogram(classes)
+        else:
+            known = "vit, resnet, mixer, colours"
+            raise ValueError(f"unknown family {card.family!r} of model {card.name!r}; known: {known}")
+    if card.without_skip:
+        remove_skip(model, *card.without_skip)
+    model.pretrained_cfg = dict(SCENES_CONFIG)
+    return model

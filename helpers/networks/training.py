@@ -1,0 +1,377 @@
+"""One recipe for every model of the zoo. ``python -m helpers.networks.training`` (``make zoo``) trains what is missing.
+
+A run can be stopped at any time and goes on where it stopped, to the same weights (bit for bit, with the same number of
+threads): the images of step *s* and their augmentation depend on (seed, *s*) alone, and the learning rate on *s* alone,
+so weights and optimiser states are all that has to be kept. They are kept in ``.training/``, with the rendered scenes,
+where ``make clean`` leaves them. Both are checked before they are used: a damaged checkpoint is refused, damaged scenes
+are rendered again. One process at a time trains a model.
+
+The recipe is that of today's small transformers: cross-entropy, flips and quarter turns, linear warm-up and cosine
+decay, gradient clipping, bfloat16 autocast; Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for
+everything else. Muon makes training on two cores practical: after 60,000 images the ViT named 50 % of held-out scenes
+with it, and 30 % with AdamW alone. A ResNet has no such matrices (its kernels have four axes), so there AdamW updates
+all weights.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import timm
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from helpers import files
+from helpers.images import motifs, scenes
+from helpers.images.scenes import Corpus, render, split
+from helpers.networks import zoo
+from helpers.networks.accuracy import TEST_SCENES, measure
+from helpers.networks.catalogue import Card, Recipe
+from helpers.networks.colours import fit_colours
+from helpers.networks.inputs import normalise
+
+WORK = files.ROOT / ".training"  # rendered scenes (1.2 GB) and unfinished runs
+CURVE_POINTS = 50
+CHECKPOINT_SECONDS = 60
+
+
+@dataclass
+class _Run:
+    """A training run as far as it has come: all that a checkpoint keeps."""
+
+    model: nn.Module
+    optimisers: list[torch.optim.Optimizer]
+    step: int = 0
+    curve: list[list[float]] = field(default_factory=list)  # [images seen, smoothed loss]
+    seconds: float = 0.0
+    smoothed: float = 0.0  # running mean of the loss
+
+
+def train(
+    card: Card,
+    work: Path = WORK,
+    stop_after: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    test_scenes: int = TEST_SCENES,
+    progress: bool = True,
+) -> nn.Module | None:
+    """Train the model of a card, from where an earlier run of it stopped, and store it in ``zoo.FOLDER``.
+
+    Args:
+        card: what is trained, and how.
+        work: the folder of checkpoints and rendered scenes.
+        stop_after: end the run after so many steps of this call, with a checkpoint.
+        checkpoint_seconds: how often a checkpoint is kept.
+        test_scenes: held-out scenes on which the accuracies of the stored card are measured.
+        progress: whether a bar shows it.
+
+    Returns:
+        The trained model, as it is stored; None if ``stop_after`` ended the run before.
+
+    Raises:
+        FloatingPointError: the loss, or a weight at the end, is not finite.
+        BlockingIOError: another process trains this model.
+        OSError: the checkpoint is damaged.
+    """
+    with _alone(card, work):
+        if card.family == "colours":
+            return _train_baseline(card, work, test_scenes)
+        steps = card.recipe.images_seen // card.recipe.batch
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        scenes_and_labels = training_scenes(card.corpus, card.recipe.distinct_images, work)
+        checkpoint = work / f"{card.name}-{_fingerprint(card)}.pt"
+        run = _begin(card, checkpoint, device)
+        last = steps if stop_after is None else min(steps, run.step + stop_after)
+        _go_on(run, card, scenes_and_labels, last, checkpoint, checkpoint_seconds, progress)
+        if run.step < steps:
+            _keep(run, checkpoint)
+            return None
+        about = {"curve": run.curve, "run": _about_run(run.seconds, run.step * card.recipe.batch, device)}
+        _store(card, run.model, test_scenes, about)
+        for file in work.glob(f"*{checkpoint.name}*"):  # also what a killed run left half-written
+            file.unlink()
+        return run.model
+
+
+@contextmanager
+def _alone(card: Card, work: Path) -> Iterator[None]:
+    """Within the context no other process trains this model in this folder; the system frees it if this one dies."""
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / f".{card.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        message = f"{card.name} is being trained by another process, which holds {lock.lock_file}: let it finish"
+        raise BlockingIOError(message) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _begin(card: Card, checkpoint: Path, device: torch.device) -> _Run:
+    """The run at its first step, or as its checkpoint has it."""
+    model = _start(card).to(device)
+    unfuse_attention(model)
+    run = _Run(model, _optimisers(model, card.recipe), smoothed=math.log(len(card.corpus.classes)))
+    if checkpoint.exists():
+        kept = _read_checkpoint(checkpoint, device)
+        run.step, run.curve, run.seconds, run.smoothed = (kept[key] for key in ("step", "curve", "seconds", "smoothed"))
+        model.load_state_dict(kept["model"])
+        for optimiser, state in zip(run.optimisers, kept["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
+    return run
+
+
+def _keep(run: _Run, checkpoint: Path) -> None:
+    state = {"step": run.step, "curve": run.curve, "seconds": run.seconds, "smoothed": run.smoothed}
+    state |= {"model": run.model.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in run.optimisers]}
+    with files.replacing(checkpoint) as (part,):
+        torch.save(state, part)
+
+
+def _read_checkpoint(checkpoint: Path, device: torch.device) -> dict:
+    """What ``_keep`` has written; it is a zip archive, and each of its members has a checksum.
+
+    Raises OSError for a file that is not as it was written.
+    """
+    try:
+        with ZipFile(checkpoint) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(checkpoint, map_location=device, weights_only=True)
+    except Exception as error:  # of a damaged archive zipfile and torch raise many kinds
+        damaged = error
+    raise OSError(f"the checkpoint {checkpoint} is damaged ({damaged}); delete it, and the run starts anew")
+
+
+def _go_on(
+    run: _Run,
+    card: Card,
+    scenes_and_labels: tuple[torch.Tensor, torch.Tensor],
+    last: int,
+    checkpoint: Path,
+    checkpoint_seconds: float,
+    progress: bool,
+) -> None:
+    """Take a run to step ``last``. The other arguments are those of ``train``."""
+    batch, steps = card.recipe.batch, card.recipe.images_seen // card.recipe.batch
+    seen = {"total": steps * batch, "initial": run.step * batch, "unit": " images"}
+    device = next(run.model.parameters()).device
+    run.model.train()
+    kept_at = started = time.monotonic()
+    with tqdm(**seen, desc=card.name, disable=not progress, mininterval=2) as bar:
+        while run.step < last:
+            loss = _step(run, card, steps, *_batch(*scenes_and_labels, card, run.step, device))
+            if not math.isfinite(loss):
+                message = f"{card.name}: the loss is {loss} at step {run.step}; lower its learning rate"
+                raise FloatingPointError(message)
+            run.smoothed += 0.05 * (loss - run.smoothed)
+            if run.step % max(1, steps // CURVE_POINTS) == 0:
+                run.curve.append([run.step * batch, round(run.smoothed, 4)])
+            bar.set_postfix_str(f"loss {run.smoothed:.3f}", refresh=False)
+            bar.update(batch)
+            now = time.monotonic()
+            if now - kept_at >= checkpoint_seconds:
+                run.seconds, started, kept_at = run.seconds + now - started, now, now
+                _keep(run, checkpoint)
+    run.seconds += time.monotonic() - started
+
+
+def _step(run: _Run, card: Card, steps: int, batch: torch.Tensor, target: torch.Tensor) -> float:
+    """One step of all optimisers on a batch (B, 3, 64, 64) uint8 with labels (B,); the loss before it."""
+    rate = _schedule(run.step, steps, card.recipe.warmup)
+    for optimiser in run.optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+    with torch.autocast(batch.device.type, torch.bfloat16):
+        loss = F.cross_entropy(run.model(normalise(run.model, batch)).float(), target)
+    run.model.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(run.model.parameters(), card.recipe.clip)
+    for optimiser in run.optimisers:
+        optimiser.step()
+    run.step += 1
+    return loss.item()
+
+
+def train_missing(cards: Iterable[Card], work: Path = WORK, **options: Any) -> list[str]:
+    """Train, one after another, the models of ``cards`` that are not stored yet; the names of those trained.
+
+    ``options`` are those of ``train``. A stored model is left as it is, and said to be out of date if its card no
+    longer has the recipe of the catalogue. A model that another process trains is left to it.
+    """
+    trained = []
+    for card in cards:
+        if zoo.is_stored(card.name):
+            outdated = "" if zoo.is_current(card) else ", but from another recipe; delete its files to train it again"
+            print(f"{card.name}: there already{outdated}", flush=True)
+            continue
+        try:
+            model = train(card, work, **options)
+        except BlockingIOError as error:
+            print(error, flush=True)
+            continue
+        if model is not None:
+            trained.append(card.name)
+            reached = zoo.card(card.name)["accuracy"]["all cues"]
+            print(f"{card.name}: {', '.join(f'{cue} {share:.1%}' for cue, share in reached.items())}", flush=True)
+    return trained
+
+
+def _start(card: Card) -> nn.Module:
+    """The network of a card before its first step: random, or with the weights it starts from, but for the classifier.
+
+    Raises RuntimeError where the weights it starts from are not there or do not fit.
+    """
+    model = zoo.build(card)
+    if card.start:
+        state = zoo.load(card.start).state_dict()
+        fresh = {key: value for key, value in model.state_dict().items() if key.split(".")[0] == "head"}
+        model.load_state_dict({**state, **fresh})
+    return model
+
+
+def _train_baseline(card: Card, work: Path, test_scenes: int) -> nn.Module:
+    """Fit the colour histogram to the scenes that the networks are trained on."""
+    started = time.monotonic()
+    model = fit_colours(zoo.build(card), *training_scenes(card.corpus, card.recipe.distinct_images, work))
+    run = _about_run(time.monotonic() - started, card.recipe.distinct_images, torch.device("cpu"))
+    _store(card, model, test_scenes, {"run": run})
+    return model
+
+
+def _store(card: Card, model: nn.Module, test_scenes: int, about: dict) -> None:
+    model.cpu().eval()
+    for parameter in model.parameters():  # measured as it is stored
+        parameter.data = parameter.data.half().float()
+    zoo.save(card, model, {"test_scenes": test_scenes, "accuracy": measure(model, card.corpus, test_scenes), **about})
+
+
+def unfuse_attention(model: nn.Module) -> None:
+    """Let attention be computed step by step: on a CPU torch's fused kernel doubles the time of a training step."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+
+
+def training_scenes(corpus: Corpus, count: int, work: Path = WORK) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first ``count`` training scenes: images (count, 3, 64, 64) uint8, labels (count,).
+
+    They are kept in ``work`` with their sha256, and rendered again where a file is missing or another than it was.
+    """
+    source = b"".join(Path(room.__file__).read_bytes() for room in (motifs, scenes))
+    stem = f"scenes-{sha256(source + repr((corpus, count)).encode()).hexdigest()[:16]}"
+    arrays, sums = (work / f"{stem}-images.npy", work / f"{stem}-labels.npy"), work / f"{stem}.sha256"
+    if not (sums.exists() and all(file.exists() for file in arrays) and sums.read_text() == _sums(arrays)):
+        drawn = _render(corpus, count)
+        with files.replacing(*arrays, sums) as (*parts, sums_part):  # another process may render the same
+            for part, array in zip(parts, drawn, strict=True):
+                with part.open("wb") as stream:
+                    np.save(stream, array)
+            sums_part.write_text(_sums(parts))
+    images, labels = (torch.from_numpy(np.load(file, mmap_mode="c")) for file in arrays)
+    return images, labels
+
+
+def _sums(arrays: Iterable[Path]) -> str:
+    return "\n".join(files.sha256(file) for file in arrays)
+
+
+def _render(corpus: Corpus, count: int) -> list[np.ndarray]:
+    """Images and labels of the first ``count`` training scenes, drawn by as many processes as there are cores."""
+    indices = split("train", count)
+    parts = [indices[start : start + 1000] for start in range(0, count, 1000)]
+    if len(parts) == 1:
+        return list(_draw(corpus, indices))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        drawing = pool.map(_draw, [corpus] * len(parts), parts)
+        drawn = list(tqdm(drawing, total=len(parts), desc="rendering", unit="k scenes"))
+    return [np.concatenate(pieces) for pieces in zip(*drawn, strict=True)]
+
+
+def _draw(corpus: Corpus, indices: range) -> tuple[np.ndarray, np.ndarray]:
+    drawn = render(corpus, indices)
+    return drawn.images.numpy(), drawn.label.numpy()
+
+
+def _batch(images: torch.Tensor, labels: torch.Tensor, card: Card, step: int, device: torch.device):
+    """The images and labels of a step, chosen at random, each under one of the eight symmetries of a square."""
+    generator = torch.Generator().manual_seed(1_000_003 * card.seed + step)
+    chosen = torch.randint(len(images), (card.recipe.batch,), generator=generator)
+    symmetry = torch.randint(8, (card.recipe.batch,), generator=generator).to(device)
+    batch = images[chosen].to(device)  # (B, 3, 64, 64)
+    for bit, turned in ((1, lambda x: x.flip(3)), (2, lambda x: x.flip(2)), (4, lambda x: x.transpose(2, 3))):
+        batch = torch.where((symmetry & bit).bool()[:, None, None, None], turned(batch), batch)
+    return batch, labels[chosen].to(device)
+
+
+def _optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for everything else."""
+    matrices = [value for name, value in model.named_parameters() if value.ndim == 2 and name.startswith("blocks.")]
+    inside = {id(value) for value in matrices}
+    others = [value for value in model.parameters() if id(value) not in inside]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, recipe.learning_rate, weight_decay=recipe.weight_decay)
+    ]
+    if matrices:
+        rate, decay = recipe.matrix_learning_rate, recipe.weight_decay
+        optimisers.append(torch.optim.Muon(matrices, rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimisers
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak learning rate at a step: linear up to it, then half a cosine down to zero."""
+    peak = warmup * steps
+    if step < peak:
+        return (step + 1) / peak
+    return 0.5 * (1 + math.cos(math.pi * (step - peak) / (steps - peak)))
+
+
+def _fingerprint(card: Card) -> str:
+    return sha256(repr(asdict(card)).encode()).hexdigest()[:12]
+
+
+def _about_run(seconds: float, images: int, device: torch.device) -> dict:
+    rate = round(images / seconds) if seconds else None
+    threads = torch.get_num_threads()
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__}
+    return {"seconds": round(seconds), "images_per_second": rate, "device": device.type, "threads": threads, **versions}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: ``python -m helpers.networks.training [NAME …]``."""
+    cards = {**zoo.ZOO, zoo.BASELINE.name: zoo.BASELINE}
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.networks.training",
+        description="Train the models of the zoo that are missing; a run that was stopped goes on where it stopped.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models to train (all that are missing by default)")
+    wanted = parser.parse_args(arguments).names or list(cards)
+    unknown = [name for name in wanted if name not in cards]
+    if unknown:
+        parser.error(f"not in the zoo: {', '.join(unknown)}; it has {', '.join(cards)}")
+    train_missing(cards[name] for name in wanted)
+    if all(zoo.is_stored(name) for name in cards):
+        for file in WORK.glob("*scenes-*"):
+            file.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Models by name: architecture from timm, weights from ``data/zoo``, a local folder or timm's hub.
+
+Three kinds of model answer to a name:
+
+* the zoo, trained by this book on its own scenes (``ZOO``, and the ``BASELINE`` beside it): weights in
+  ``data/zoo/NAME.safetensors``, card with recipe, accuracy and the weights' sha256 in ``data/zoo/NAME.json``;
+* a model of a local folder that holds ``cards.json`` and ``weights/``, given as ``folder`` or in the
+  environment variable ``VIT_BOOK_WEIGHTS``;
+* any other name that timm knows, with weights from timm's hub.
+
+``load(name, pretrained=False)`` gives the untrained twin: the same architecture with seeded random weights.
+"""
+
+import difflib
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from helpers import results
+from helpers.files import is_sha256, replacing, sha256
+from helpers.networks.catalogue import BASELINE, ZOO, Card, build
+from helpers.networks.weights import load_into, not_finite
+
+FOLDER = results.ZOO
+WEIGHTS_VARIABLE = "VIT_BOOK_WEIGHTS"
+_REMEDY = "restore it from version control, or delete it and run `make zoo`"
+
+
+def names() -> list[str]:
+    """The zoo's networks whose weights and card are stored, in the order of the catalogue."""
+    return [name for name in ZOO if is_stored(name)]
+
+
+def is_stored(name: str) -> bool:
+    """Whether a model's weights and its card lie in ``FOLDER``; what they hold is looked at when they are loaded."""
+    return _weights_file(name).exists() and _card_file(name).exists()
+
+
+def is_current(card: Card) -> bool:
+    """Whether the stored card has the architecture, recipe, corpus and seed that this one has."""
+    stored = {**asdict(Card(card.name, card.family, "")), **_read(_card_file(card.name), _REMEDY)}
+    wanted = json.loads(json.dumps(asdict(card)))
+    return all(stored[key] == value for key, value in wanted.items() if key != "about")
+
+
+def card(name: str) -> dict:
+    """The stored card of a trained model: recipe, accuracies, curve, versions, sha256 of the weights.
+
+    Raises ValueError for a name that is not in the zoo, FileNotFoundError where it is not trained yet,
+    OSError for a card that cannot be read.
+    """
+    if not is_stored(name):
+        if name not in (known := _catalogue()):
+            raise ValueError(f"{name!r} is not in the zoo; it has {', '.join(known)}{_nearest(name, known)}")
+        raise FileNotFoundError(f"{name!r} is not trained yet: no weights or no card in {FOLDER}; run `make zoo`")
+    return _read(_card_file(name), _REMEDY)
+
+
+def save(card: Card, model: nn.Module, measured: dict) -> None:
+    """Store a trained model: weights as float16 safetensors, and its card with what was measured on it.
+
+    Raises FloatingPointError for weights that are not finite numbers in half precision; nothing is stored then.
+    """
+    state = {key: value.detach().cpu().half().contiguous() for key, value in model.state_dict().items()}
+    if broken := not_finite(state):
+        raise FloatingPointError(f"{card.name} is not stored: not finite in half precision are {broken}")
+    with replacing(_weights_file(card.name), _card_file(card.name)) as (weights, about):
+        save_file(state, weights)
+        stored = {**asdict(card), "sha256": sha256(weights), **measured}
+        about.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+
+def load(name: str, pretrained: bool = True, folder: str | Path | None = None, seed: int = 0) -> nn.Module:
+    """The model ``name`` in eval mode; with ``pretrained=False`` its untrained twin, drawn from ``seed``.
+
+    The weights of the zoo must be those that their card pins, and so must those of a folder if their card has a
+    ``sha256``. Names of weights that a wrapper (``module.``, ``_orig_mod.``, ``model.`` …) has made longer are read
+    without it, with a warning.
+
+    Raises:
+        ValueError: an unknown name (with the nearest known ones); a card that is incomplete, names a file outside
+            the folder of weights, or holds a value that cannot be.
+        FileNotFoundError: weights that are missing.
+        OSError: weights that are corrupt, not those of their card, pickled, of another architecture, or not finite.
+        ConnectionError: timm's hub cannot be reached.
+    """
+    folder = folder or os.environ.get(WEIGHTS_VARIABLE)
+    local = _local_cards(Path(folder)) if folder else {}
+    if name in _catalogue():
+        model = build(_catalogue()[name], None if pretrained else seed)
+        if pretrained:
+            if not is_sha256(pinned := card(name).get("sha256")):
+                raise ValueError(f"{_card_file(name)} does not pin its weights: its sha256 is {pinned!r}; {_REMEDY}")
+            load_into(model, _weights_file(name), pinned, _REMEDY)
+    elif name in local:
+        model = _local_model(Path(folder), name, local[name], pretrained, seed)
+    elif timm.is_model(name.split(".")[0]):
+        model = _hub_model(name, pretrained, seed)
+    else:
+        near = _nearest(name, [*_catalogue(), *local, *timm.list_models()])
+        raise ValueError(f"unknown model {name!r}: not in the zoo, not in a folder of weights, not in timm{near}")
+    return model.eval()
+
+
+def local_card(name: str, folder: str | Path | None = None) -> dict:
+    """What the folder of weights says of a model: source, completeness, training; {} where it has none."""
+    folder = folder or os.environ.get(WEIGHTS_VARIABLE)
+    return _local_cards(Path(folder)).get(name, {}) if folder else {}
+
+
+def _local_cards(folder: Path) -> dict:
+    file = folder / "cards.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{folder} is no folder of weights: it has no cards.json")
+    cards = _read(file, "mend it")
+    if not isinstance(cards, dict):
+        raise ValueError(f"{file} is to hold a mapping from names to cards, not {str(cards)[:60]}")
+    return cards
+
+
+def _local_model(folder: Path, name: str, card: Any, pretrained: bool, seed: int) -> nn.Module:
+    """A model of a folder of weights. ``kept_stages`` says how many stages a ResNet has kept; no classifier."""
+    file = _checked(card, name, folder)
+    if not timm.is_model(card["architecture"]):
+        near = _nearest(card["architecture"], timm.list_models())
+        raise ValueError(f"timm has no architecture {card['architecture']!r}, as the card of {name!r} has it{near}")
+    model = _untrained(card["architecture"], seed)
+    reshaped = [key for key in ("kept_stages", "stride_in_first_conv") if card.get(key)]
+    if reshaped and not isinstance(model, timm.models.ResNet):
+        raise ValueError(f"the card of {name!r} has {reshaped[0]}, which is for ResNets, not {card['architecture']}")
+    if "kept_stages" in card:
+        for missing in (*(f"layer{stage}" for stage in range(card["kept_stages"] + 1, 5)), "fc"):
+            setattr(model, missing, nn.Identity())
+    if card.get("stride_in_first_conv"):  # as in the first ResNets; timm strides in the 3 × 3 convolution
+        for stage in (model.layer2, model.layer3):
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    if "bn_eps" in card:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = card["bn_eps"]
+    if pretrained:
+        load_into(model, file, card.get("sha256"), "copy it into the folder again")
+    size = model.pretrained_cfg["input_size"]
+    model.pretrained_cfg = {"mean": card["mean"], "std": card["std"], "input_size": size}
+    return model
+
+
+def _checked(card: Any, name: str, folder: Path) -> Path:
+    """The file of weights that a card of a folder names, once nothing is wrong with the card.
+
+    Raises ValueError that names the model and the key.
+    """
+
+    def need(right: bool, message: str) -> None:
+        if not right:
+            raise ValueError(f"the card of {name!r} in {folder / 'cards.json'} {message}")
+
+    need(isinstance(card, dict), f"is no mapping: {card!r}")
+    lacking = [key for key in ("architecture", "file", "mean", "std") if key not in card]
+    need(not lacking, f"does not say: {', '.join(lacking)}")
+    for key in ("architecture", "file"):
+        need(isinstance(card[key], str) and bool(card[key]), f"has as {key} no name: {card[key]!r}")
+    for key in ("mean", "std"):
+        three = isinstance(card[key], list) and len(card[key]) == 3 and all(map(_is_number, card[key]))
+        need(three, f"has as {key} not three finite numbers: {card[key]!r}")
+    need(min(card["std"]) > 0, f"has as std a number that is not above zero: {card['std']!r}")
+    need(card.get("kept_stages", 1) in (1, 2, 3, 4), f"keeps {card.get('kept_stages')!r} of a ResNet's 4 stages")
+    epsilon = card.get("bn_eps", 1)
+    need(_is_number(epsilon) and epsilon > 0, f"has as bn_eps no number above zero: {epsilon!r}")
+    pinned = card.get("sha256", "0" * 64)
+    need(is_sha256(pinned), f"has as sha256 not 64 hexadecimal digits but {pinned!r}: correct it, or leave the key out")
+    weights = folder / "weights"
+    inside = (weights / card["file"]).resolve().is_relative_to(weights.resolve())
+    need(inside, f"names a file that does not lie in {weights}: {card['file']!r}; copy it there")
+    return weights / card["file"]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _hub_model(name: str, pretrained: bool, seed: int) -> nn.Module:
+    if not pretrained:
+        return _untrained(name, seed)
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except RuntimeError as error:  # timm: no such tag, or no weights for this architecture
+        raise ValueError(f"timm has no weights for {name!r}: {error}") from error
+    except Exception as error:  # the hub's client raises many kinds of error where there is no network
+        raise ConnectionError(
+            f"the weights of {name!r} could not be fetched from timm's hub ({type(error).__name__}: {error}). Without "
+            f"a network, put them into a folder with cards.json and weights/, and name it in {WEIGHTS_VARIABLE}"
+        ) from error
+    if broken := not_finite(dict(model.named_parameters())):
+        raise OSError(f"the weights that timm's hub has of {name!r} are not finite: {broken}")
+    return model
+
+
+def _untrained(name: str, seed: int) -> nn.Module:
+    """A model of timm with random weights drawn from ``seed``.
+
+    By default the residual branches of timm's ResNets start at zero, so that an untrained one is little
+    more than its shortcuts and of no use as a control. Here they start at random.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return timm.create_model(name, zero_init_last=False)
+        except TypeError:  # an architecture that has no such option
+            torch.manual_seed(seed)
+            return timm.create_model(name)
+
+
+def _catalogue() -> dict[str, Card]:
+    return {**ZOO, BASELINE.name: BASELINE}
+
+
+def _weights_file(name: str) -> Path:
+    return FOLDER / f"{name}.safetensors"
+
+
+def _card_file(name: str) -> Path:
+    return FOLDER / f"{name}.json"
+
+
+def _read(file: Path, remedy: str) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise OSError(f"{file} cannot be read ({error}); {remedy}") from error
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -1,0 +1,93 @@
+"""Recordings of what happens layer by layer in ImageNet-trained models: receptive fields and skip connections.
+
+``helpers.recording.record`` makes them with the others (``make record``).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+from tqdm import tqdm
+
+from helpers import results
+from helpers.images.sources import ImageSet, batches
+from helpers.measures.probes import features
+from helpers.measures.receptive_field import effective_receptive_fields
+from helpers.measures.skip_ratios import MEASURES, skip_ratios
+from helpers.networks.places import BRANCHES, LENGTH, STREAM
+from helpers.networks.taps import taps_for
+from helpers.uncertainty import GROUPS
+
+FIELD_IMAGES = 32  # as in the paper
+FIELD_CHANNELS = 8  # drawn at random for each image, place and map
+FIELD_SIZE = 56  # side of a stored map
+SKIP_IMAGES = 1024
+EVERY = 4  # of a very deep network only every fourth block is read
+MANY_BLOCKS = 40
+
+
+def attempt_fields(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """The positions of all places on a few images (4, 3, H, W). Raises ValueError where there are none."""
+    for network in networks.values():
+        features(network, few, places=taps_for(network, [*STREAM, *BRANCHES]))
+
+
+def attempt_skips(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """Skip ratios on a few images (4, 3, H, W). Raises ValueError for networks of which the skips are not known."""
+    for network in networks.values():
+        skip_ratios(network, [few], 1)
+
+
+def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """Effective receptive fields of each place and branch (Raghu et al. 2021, Figures 6 and C.1 to C.4).
+
+    Depth runs along the complete network, of which every block counts, read or not.
+    """
+    images = images.first(FIELD_IMAGES)
+    pictures = torch.stack([images[i][0] for i in range(len(images))])
+    patch = next((m.patch_embed.patch_size[0] for m in networks.values() if hasattr(m, "patch_embed")), 16)
+    tables, arrays = [], {}
+    for name, network in tqdm(networks.items(), desc="receptive fields", unit="model"):
+        blocks = taps_for(network, ["stem", "block"]) if not hasattr(network, "patch_embed") else []
+        taps = [*blocks[:1], *blocks[EVERY::EVERY]] if len(blocks) > MANY_BLOCKS else None
+        length = LENGTH.get(name)
+        fields = effective_receptive_fields(network, pictures, taps, channels=FIELD_CHANNELS, length=length)
+        if taps:
+            fields.places["depth"] = [blocks.index(tap) / (length or len(blocks) - 1) for tap in taps]
+        tables.append(fields.table(patch).assign(model=name))
+        small = adaptive_avg_pool2d(fields.mean(), FIELD_SIZE)
+        arrays[name] = (small / small.mean((1, 2), keepdim=True)).half().contiguous()
+    where.mkdir(parents=True, exist_ok=True)
+    save_file(arrays, where / "receptive_fields.safetensors")
+    units = {"depth": "share of the complete network's places", "radius": "px", "share": "1"} | dict.fromkeys(
+        ("row", "column"), "px"
+    )
+    about = {"images": images.describe(), "groups": GROUPS, "channels": FIELD_CHANNELS, "patch": patch, "seed": 0}
+    what = "Effective receptive fields: radius of half the mass and share of the central patch, by group left out"
+    arrays_hash = results.sha256(where / "receptive_fields.safetensors")
+    table = pd.concat(tables, ignore_index=True)
+    results.write("receptive_fields", table, what=what, units=units, where=where, arrays=arrays_hash, **about, **notes)
+
+
+def skips(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """Skip ratios of every residual sublayer, and of each token of a ViT (Raghu et al. 2021, Figures 7, E.1, E.2)."""
+    images = images.first(SKIP_IMAGES)
+    size = max(1, len(images) // GROUPS)  # a batch for each group of the jackknife
+    tables, tokens = [], []
+    for name, network in networks.items():
+        loader = batches(images, size)
+        found = skip_ratios(network, tqdm(loader, desc=f"skip ratios, {name}", unit="batch"))
+        tables.append(found.table().assign(model=name))
+        if "CLS" in found.tokens:
+            tokens.append(found.by_token().assign(model=name))
+    about = {"images": images.describe(), "groups": GROUPS, "where": where, **notes}
+    what = "Norm of the skip over that of the branch, and cosines to their sum, by sublayer and group left out"
+    units = dict.fromkeys((*MEASURES, "whole", "silent"), "1")
+    results.write("skip_ratios", pd.concat(tables, ignore_index=True), what=what, units=units, **about)
+    if tokens:
+        table = pd.concat(tokens, ignore_index=True)
+        results.write("skip_tokens", table, what="The same ratio for each token", units={"ratio": "1"}, **about)

@@ -1,0 +1,220 @@
+"""Measurements on ImageNet-trained models and photographs (``make record``).
+
+    make record WEIGHTS=folder IMAGES=folder MODELS="a ViT, a ResNet, any others"
+
+``WEIGHTS`` is a folder with ``cards.json`` and ``weights/`` (or nothing, for timm's hub), ``IMAGES`` any folder of
+photographs, ``MODELS`` the names of models, by default those of ``MODELS`` below. Each recording is a file of numbers
+with a sidecar that says what it was made from; no weight and no image is stored. They are written to ``measured/``, or
+to the folder that ``OUT`` names; the book's own measurements are replaced by ``OUT=data/recorded`` alone.
+
+What is needed is asked for before anything is measured. An interrupted run goes on where it was: a recording that is
+there, made from the same inputs, is not made again. ``helpers.recorded`` reads recordings.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from helpers import results
+from helpers.files import ROOT
+from helpers.images.sources import ImageSet, folder_images, match_classes
+from helpers.networks import zoo
+from helpers.networks.inputs import normalise
+from helpers.recording import attention as record_attention
+from helpers.recording import layers as record_layers
+from helpers.recording import similarity as record_similarity
+from helpers.recording import spatial as record_spatial
+from helpers.recording import store as recording
+from helpers.uncertainty import GROUPS
+
+MODELS = ("vit_tiny_patch16_224", "resnet50", "resnet152")
+OUT = ROOT / "measured"
+FREE = 200e6  # bytes that must be free: more than all recordings of a few networks take
+FEW = 4  # images on which every measure is tried before the first one is made
+
+
+@dataclass(frozen=True)
+class Recording:
+    """How to make a recording.
+
+    ``measure(networks, images, where, **notes)`` writes it. ``attempt(networks, few)`` puts a few images (4, 3, H, W)
+    through what it does, so that networks it makes no sense for are refused at once. ``least``: images it needs, and
+    ``why``. ``untrained``: of networks with random weights.
+    """
+
+    measure: Callable[..., None]
+    attempt: Callable[[dict[str, nn.Module], Tensor], Any]
+    least: int
+    why: str
+    untrained: bool = False
+
+
+TWO_BATCHES = "two batches of 4, for an error"
+RECORDINGS = {
+    "similarity": Recording(record_similarity.similarity, record_similarity.attempt, 8, TWO_BATCHES),
+    "twins": Recording(record_similarity.twins, record_similarity.attempt, 8, TWO_BATCHES, untrained=True),
+    "tokens": Recording(record_similarity.tokens, record_similarity.attempt_tokens, 8, TWO_BATCHES),
+    "batch_sizes": Recording(record_similarity.batch_sizes, record_similarity.attempt, 64, "two batches of 8 × 4"),
+    "attention_distance": Recording(
+        record_attention.heads, record_attention.attempt_heads, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
+    "head_subsets": Recording(
+        record_attention.subsets, record_attention.attempt_subsets, 4 * GROUPS, f"{GROUPS} jackknife groups of 4"
+    ),
+    "rollout": Recording(record_attention.rollout, record_attention.attempt_rollout, 2, "a deviation between images"),
+    "attended": Recording(record_attention.attended, record_attention.attempt_attended, 1, "an image"),
+    "receptive_fields": Recording(
+        record_layers.receptive_fields, record_layers.attempt_fields, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
+    "skip_ratios": Recording(
+        record_layers.skips, record_layers.attempt_skips, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
+    "token_patches": Recording(record_spatial.localisation, record_spatial.attempt_localisation, 8, TWO_BATCHES),
+    "token_patches_untrained": Recording(
+        record_spatial.localisation_twins, record_spatial.attempt_localisation, 8, TWO_BATCHES, untrained=True
+    ),
+    "probes": Recording(record_spatial.probes, record_spatial.attempt_probes, 2, "a mean over images"),
+}
+
+
+def main() -> None:
+    """Measure what the command line asks for. Ends with one line and status 2 where the inputs do not do."""
+    given = _arguments()
+    out = given.out.expanduser().resolve()
+    only = given.only or [name for name in RECORDINGS if name != "probes" or given.train_images]
+    try:
+        images, train = _images(given, only)
+        _refuse("these cannot be made:", [*_too_few(only, images, train), *_unwritable(out)])
+        networks = {
+            untrained: {
+                model: zoo.load(model, not untrained, given.weights).to(memory_format=torch.channels_last)
+                for model in given.models
+            }
+            for untrained in sorted({RECORDINGS[name].untrained for name in only})
+        }
+        few = torch.stack([images[i % len(images)][0] for i in range(FEW)])
+        for network in next(iter(networks.values())).values():
+            normalise(network, few)
+        _refuse("these make no sense for these networks:", list(_attempts(only, networks, few)))
+        cards = {
+            name: {key: value for key, value in zoo.local_card(name, given.weights).items() if key != "file"}
+            for name in given.models
+        }
+    except (ValueError, OSError) as error:
+        _stop(str(error))
+    notes = {"models": cards, "recorded": date.today().isoformat(), "code": results.code_version()}
+    try:
+        with recording.alone(out):
+            recording.resume(out)
+            for name in only:
+                more = {"train": train} if name == "probes" else {}
+                _record(name, networks[RECORDINGS[name].untrained], images, out, more, notes)
+    except (ValueError, OSError) as error:
+        _stop(f"{error}; what was measured before stays, and the same command goes on from there")
+
+
+def _record(
+    name: str,
+    networks: dict[str, nn.Module],
+    images: ImageSet,
+    out: Path,
+    more: dict[str, ImageSet],
+    notes: dict[str, Any],
+) -> None:
+    """Make one recording, unless it is there already, made from the same inputs."""
+    pinned = {what: data.describe() for what, data in {"images": images, **more}.items()}
+    key = recording.inputs(name, networks, cards=notes["models"], **pinned)
+    if recording.is_done(name, key, out):
+        print(f"{name}: there already, made from the same inputs")
+        return
+
+    def measure(where: Path) -> None:
+        RECORDINGS[name].measure(networks, images, where, recording=name, inputs=key, **more, **notes)
+
+    try:
+        recording.make(name, out, measure)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    print(f"{name}: in {out}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure ImageNet-trained models on photographs.")
+    parser.add_argument("--weights", help="folder with cards.json and weights/; timm's hub without it")
+    parser.add_argument("--images", required=True, help="folder of photographs")
+    parser.add_argument("--train-images", help="folder of photographs of the same classes, that probes learn from")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="a ViT first, then a ResNet, then any others")
+    parser.add_argument("--only", nargs="+", choices=RECORDINGS, help="recordings to make (all that can be made)")
+    parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
+    parser.add_argument("--limit", type=int, help="number of images (all by default)")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write to (measured/)")
+    given = parser.parse_args()
+    if len(given.models) < 2 and not given.only:
+        _stop("recordings compare models: name a ViT and a ResNet at least, or choose what to record in --only")
+    if twice := [name for name, count in Counter(given.models).items() if count > 1]:
+        _stop(f"named twice: {', '.join(twice)}; name each model once")
+    if given.only and "probes" in given.only and not given.train_images:
+        _stop("probes learn from other images than they are scored on: name their folder in --train-images")
+    return given
+
+
+def _images(given: argparse.Namespace, only: list[str]) -> tuple[ImageSet, ImageSet | None]:
+    """The images to measure on, and those to learn from, where they are wanted, with labels by the same names."""
+    images = folder_images(given.images, given.size, given.limit)
+    if "probes" not in only:
+        return images, None
+    train = folder_images(given.train_images, given.size, given.limit)
+    return match_classes(images, to=train), train
+
+
+def _too_few(only: list[str], images: ImageSet, train: ImageSet | None) -> Iterator[str]:
+    """What lacks images, and how many it needs."""
+    for name in only:
+        if len(images) < (least := RECORDINGS[name].least):
+            yield f"{name} needs {least} images ({RECORDINGS[name].why}), and there are {len(images)}"
+        if name == "probes" and (lack := record_spatial.lacking(images, train)):
+            yield f"{name}: {lack}"
+
+
+def _unwritable(out: Path) -> Iterator[str]:
+    """What keeps recordings from being written to a folder."""
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        yield f"{there} cannot be written to"
+    elif (free := shutil.disk_usage(there).free) < FREE:
+        yield f"{there} has {free / 1e6:.0f} MB left, and {FREE / 1e6:.0f} MB must be free"
+
+
+def _attempts(only: list[str], networks: dict[bool, dict[str, nn.Module]], few: Tensor) -> Iterator[str]:
+    """What fails on a few images, and why."""
+    for name in only:
+        try:
+            RECORDINGS[name].attempt(networks[RECORDINGS[name].untrained], few)
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+            yield f"{name}: {error}"
+
+
+def _refuse(what: str, problems: list[str]) -> None:
+    """Raise ValueError with all problems in one message, if there are any."""
+    if problems:
+        raise ValueError(f"{what} {'; '.join(problems)}. Name what to make without them in --only, or give others")
+
+
+def _stop(message: str) -> NoReturn:
+    """End with one line that says what is wrong."""
+    print(f"record: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

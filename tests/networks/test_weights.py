@@ -1,0 +1,169 @@
+"""Weights are those that are pinned, whole and finite, whatever they were wrapped in; a pickle is never read."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from helpers.networks.weights import load_into, not_finite
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+def equal(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "a.safetensors"
+
+
+def test_weights_come_back_exactly_and_without_a_word(file):
+    made, found = network(1), network(2)
+    save_file(made.state_dict(), file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_into(found, file, hashlib.sha256(file.read_bytes()).hexdigest(), "")
+        load_into(network(3), file, None, "")
+    assert equal(made.state_dict(), found.state_dict())
+
+
+@pytest.mark.parametrize("expected", ["0" * 64, ""])
+def test_weights_of_another_hash_are_refused(file, expected):
+    save_file(network().state_dict(), file)
+    with pytest.raises(OSError, match=r"not those of their card \(sha256 differs\); fetch them"):
+        load_into(network(), file, expected, "fetch them")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["3.weight", "1.running_var"])
+def test_weights_that_are_not_finite_are_refused(file, name, value):
+    state = network().state_dict()
+    state[name].view(-1)[0] = value
+    save_file(state, file)
+    with pytest.raises(OSError, match=rf"a\.safetensors are not finite: {name}; fetch them"):
+        load_into(network(), file, None, "fetch them")
+
+
+def test_the_first_names_are_listed():
+    broken = {str(i): torch.full((2,), float("nan")) for i in range(5)}
+    assert not_finite({"whole": torch.arange(3), "half": torch.ones(2).half()}) == ""
+    assert not_finite({"good": torch.ones(1), **broken}) == "0, 1, 2 and 2 more"
+
+
+# --- wrappers
+
+
+def compiled_within(model):
+    """As after ``model[3] = torch.compile(model[3])``."""
+    model[3] = torch.compile(model[3])
+    return model
+
+
+WRAPPED = {
+    "module.": lambda model: nn.DataParallel(model).state_dict(),
+    "_orig_mod.": lambda model: torch.compile(model).state_dict(),
+    "_orig_mod.module.": lambda model: torch.compile(nn.DataParallel(model)).state_dict(),
+    "module.module.": lambda model: nn.DataParallel(nn.DataParallel(model)).state_dict(),
+    "model.": lambda model: nn.ModuleDict({"model": model}).state_dict(),
+    "state_dict.": lambda model: {f"state_dict.{key}": value for key, value in model.state_dict().items()},
+    "state_dict.model.": lambda model: {f"state_dict.model.{key}": value for key, value in model.state_dict().items()},
+    "one module of it": lambda model: compiled_within(model).state_dict(),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_wrapped_weights_are_read_with_a_warning(file, wrapper):
+    made, found = network(1), network(2)
+    wanted = {key: value.clone() for key, value in made.state_dict().items()}
+    save_file(WRAPPED[wrapper](made), file)
+    first, short = ("3._orig_mod.bias", "3.bias") if wrapper == "one module of it" else (f"{wrapper}0.bias", "0.bias")
+    with pytest.warns(UserWarning, match=rf"a\.safetensors .*'{first}' is read as '{short}'"):
+        load_into(found, file, None, "")
+    assert equal(wanted, found.state_dict())
+
+
+@pytest.mark.parametrize("lead", ["", "module.", "model."])
+def test_a_lead_that_is_the_networks_own_is_left(file, lead):
+    made, found = (nn.ModuleDict({"model": network(seed)}) for seed in (1, 2))
+    save_file({f"{lead}{key}": value for key, value in made.state_dict().items()}, file)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        load_into(found, file, None, "")
+    assert equal(made.state_dict(), found.state_dict()) and len(said) == bool(lead)
+
+
+def test_a_lead_of_some_names_is_no_wrapper(file):
+    state = network().state_dict()
+    save_file({f"module.{key}" if key.startswith("0") else key: value for key, value in state.items()}, file)
+    with pytest.raises(OSError, match=r"missing 0\.weight, 0\.bias, unexpected module\.0\."):
+        load_into(network(), file, None, "")
+    twice = {**state, "_orig_mod.0.bias": torch.zeros(4)}
+    save_file(twice, file)
+    with pytest.raises(OSError, match=r"unexpected _orig_mod\.0\.bias"):
+        load_into(network(), file, None, "")
+
+
+# --- pickles
+
+NESTED = {
+    "plain": lambda state: state,
+    "model": lambda state: {"model": state, "epoch": 3},
+    "state_dict": lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}, "lr": 0.1},
+    "both": lambda state: {"model": {"state_dict": state}},
+    "the other way": lambda state: {"state_dict": {"model": state}},
+    "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}},
+}
+
+
+@pytest.mark.parametrize(
+    "nesting, name",
+    [("plain", "really a pickle.safetensors"), ("plain", "my 'best' weights.pth"), *((key, "a.bin") for key in NESTED)],
+)
+def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path, nesting, name):
+    made, found = network(1), network(2)
+    made[3].weight = nn.Parameter(made[3].weight.detach().t().contiguous().t())  # not contiguous
+    torch.save(NESTED[nesting](made.state_dict()), tmp_path / name)
+    with pytest.raises(OSError, match="is a pickle, which is not read") as refused:
+        load_into(found, tmp_path / name, None, "")
+    command = str(refused.value).splitlines()[-1]
+    assert command.startswith("python -c ")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path}, timeout=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_into(found, tmp_path / f"{Path(name).stem}.converted.safetensors", None, "")
+    assert equal(made.state_dict(), found.state_dict())
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"model": Evil()}, tmp_path / "a.safetensors")
+    torch.save({"model": Evil()}, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
+    for name in ("a.safetensors", "b.pt"):
+        with pytest.raises(OSError, match="is a pickle"):
+            load_into(network(), tmp_path / name, None, "")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_files_are_named(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"\0" * 50)
+    with pytest.raises(OSError, match=r"a\.safetensors are corrupt or no safetensors .*fetch them"):
+        load_into(network(), tmp_path / "a.safetensors", None, "fetch them")
+    for missing in (tmp_path / "b.safetensors", tmp_path):
+        with pytest.raises(FileNotFoundError, match="no weights at .*fetch them"):
+            load_into(network(), missing, None, "fetch them")
