@@ -15,7 +15,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab lint zoo record bench clean
+.PHONY: help book test lab lint hooks zoo record bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,10 @@ lint: $(VENV)/installed ## check the code's form and types, and the notebooks' h
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(RUN) -m pytest -q tests/test_notebooks.py
+
+hooks: $(VENV)/installed ## check form and strip notebooks before each commit
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/pre-commit install
 
 zoo: $(VENV)/installed ## train the models of data/zoo that are not there yet
 	@$(RUN) -m helpers.networks.training

@@ -54,7 +54,7 @@ def test_every_place_and_picture_that_the_readme_names_exists():
 
 def test_ci_fails_where_the_browser_is_missing(tmp_path):
     """Without Chromium the browser tests are left out, and it says so; with REQUIRE_BROWSER=1 they fail."""
-    test = "tests/test_site.py::test_the_reader_can_switch_to_the_dark"
+    test = "tests/building/test_site.py::test_the_reader_can_switch_to_the_dark"
     for required, status, said in (("1", 1, "there is no Chromium"), ("", 0, "LEFT OUT")):
         environment = {"PATH": str(tmp_path), "REQUIRE_BROWSER": required, "HOME": str(tmp_path)}
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
