@@ -19,7 +19,8 @@ from myst_nb import glue
 from pandas.api.types import is_float_dtype
 
 from helpers import results, uncertainty
-from helpers.claims import scoreboard as claims
+from helpers.claims.scoreboard import ChapterVerdicts, chapter_verdicts
+from helpers.claims.verdicts import record
 from helpers.images.sources import ImageSet
 from helpers.measures.heatmap import CKAResult
 
@@ -141,18 +142,18 @@ class Chapter:
     def record(self, claim: str, track: str, value: Any, stderr: Any = None, **given: Any) -> None:
         """Record a claim whose statistic and uncertainty are known, print the verdict, and say its numbers.
 
-        Arguments and errors are those of ``claims.record``, with the chapter filled in. The prose shows the number of
+        Arguments and errors are those of ``verdicts.record``, with the chapter filled in. The prose shows the number of
         a claim with one part as {glue:text}`scenes-r8:.2f`, of one with several as {glue:text}`scenes-r7-nearest:.2f`.
         """
-        verdict = claims.record(claim, track, value, stderr, chapter=self.name, **given)
+        verdict = record(claim, track, value, stderr, chapter=self.name, **given)
         print(verdict)
         for part in verdict.parts:
             name = f"{track}_{claim}" if len(verdict.parts) == 1 else f"{track}_{claim}_{part.part.name}"
             self.say(**{name.lower(): part.value})
 
-    def verdicts(self) -> claims.ChapterVerdicts:
-        """The chapter's claims with their verdicts, for its last cell. Raises as ``claims.chapter_verdicts``."""
-        return claims.chapter_verdicts(self.name)
+    def verdicts(self) -> ChapterVerdicts:
+        """The chapter's claims with their verdicts, for its last cell. Raises as ``chapter_verdicts``."""
+        return chapter_verdicts(self.name)
 
 
 def _models(models: Models) -> list[str] | dict[str, Any]:

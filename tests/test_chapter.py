@@ -10,7 +10,7 @@ import torch
 from helpers import chapter as kit
 from helpers import results, uncertainty
 from helpers.chapter import Chapter
-from helpers.claims import scoreboard as claims
+from helpers.claims import registry
 from helpers.images.sources import scene_images
 from helpers.measures.cka import Sums
 from helpers.measures.heatmap import CKAResult
@@ -171,7 +171,7 @@ def test_a_number_with_a_known_interval_is_recorded_and_said(chapter, folder, sa
 
 def test_the_last_cell_shows_all_claims_of_the_chapter_or_says_which_is_missing(folder, said):
     chapter = Chapter("04_skip_connections")
-    mine = [claim for claim in claims.load().values() if claim.chapter == chapter.name and claim.status == "measured"]
+    mine = [claim for claim in registry.load().values() if claim.chapter == chapter.name and claim.status == "measured"]
     with pytest.raises(ValueError, match=f"has not recorded {mine[0].id} on scenes"):
         chapter.verdicts()
     for claim in mine:

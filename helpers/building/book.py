@@ -72,17 +72,19 @@ def generated_pages(root: Path, pages: list[str]) -> dict[str, str]:
     """
     made = {}
     if "book/scoreboard" in pages:
-        from helpers.claims import scoreboard as claims
+        from helpers.claims import registry, scoreboard, verdicts
 
         folder = root / "build" / "results"
-        missing = [pair for pair in claims.unrecorded(folder) if f"notebooks/{claims.load()[pair[0]].chapter}" in pages]
+        missing = [
+            pair for pair in verdicts.unrecorded(folder) if f"notebooks/{registry.load()[pair[0]].chapter}" in pages
+        ]
         if missing:
             listed = ", ".join(f"{claim} on {track}" for claim, track in missing)
             raise BookError(
                 f"the scoreboard has no record of {listed}, which book/claims.yml calls measured: see that their "
                 "chapters record them, and delete build/executed to have them executed again"
             )
-        made["book/scoreboard"] = claims.scoreboard_page(folder)
+        made["book/scoreboard"] = scoreboard.scoreboard_page(folder)
     if "book/models" in pages:
         from helpers.building import models_page as cards
 

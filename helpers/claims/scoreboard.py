@@ -1,10 +1,7 @@
-"""Claims and the scoreboard: what chapters use, and the pages made of the verdicts.
-
-    claims.record("R1", "scenes", value, stderr, figure="fig-within", chapter="02_representation", n=2560)
-    claims.chapter_verdicts("02_representation")        # the last cell of a chapter
+"""Verdicts as a reader sees them: a chapter's own at its end, and the scoreboard page of the whole book.
 
 The claims themselves are in ``book/claims.yml``, read by ``claims.registry``; what a verdict is, ``claims.verdicts``
-says. This room shows them: a chapter's own share at its end, and the scoreboard page of the whole book.
+says.
 """
 
 import html
@@ -13,14 +10,9 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from helpers.claims.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, ClaimsError, Criterion, Part, load
-from helpers.claims.verdicts import Measured, Verdict, record, unrecorded, verdicts
+from helpers.claims.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, load
+from helpers.claims.verdicts import Verdict, verdicts
 from helpers.markup import code, literal
-
-__all__ = [
-    "Claim", "ClaimsError", "Criterion", "Measured", "Part", "Verdict", "chapter_verdicts", "load", "record",
-    "scoreboard_page", "unrecorded", "verdicts",
-]  # fmt: skip
 
 GROUND, INK = "#fcfcfa", "#222222"
 UNTESTABLE, PLANNED, UNRECORDED = "not testable here", "planned", "not in this build"
@@ -139,7 +131,7 @@ def chapter_verdicts(chapter: str) -> ChapterVerdicts:
         raise ValueError(f"book/claims.yml has no measured claim of a chapter {chapter!r}")
     found = verdicts()
     if absent := [f"{c.id} on {t}" for c in mine for t in c.tracks if (c.id, t) not in found]:
-        raise ValueError(f"chapter {chapter} has not recorded {', '.join(absent)}: call claims.record for each")
+        raise ValueError(f"chapter {chapter} has not recorded {', '.join(absent)}: judge each with the chapter's kit")
     return ChapterVerdicts(mine, found)
 
 

@@ -9,8 +9,8 @@ from test_markup import HOSTILE, read, shown
 
 from helpers import results
 from helpers.building import models_page as cards
-from helpers.claims import scoreboard as claims
-from helpers.claims.registry import load
+from helpers.claims import registry, scoreboard
+from helpers.claims.verdicts import record
 from helpers.markup import one_line
 from helpers.networks import catalogue, zoo
 
@@ -87,12 +87,12 @@ def test_what_a_record_says_is_text(tmp_path, monkeypatch):
     note = " ".join(map(one_line, HOSTILE))
     for track in ("scenes", "imagenet"):
         more = {"figure": "fig-within", "chapter": "02_representation", "groups": 16, "note": note}
-        claims.record("R2", track, 0.1, 0.01, **more)
-    monkeypatch.setattr(claims, "load", lambda: {"R2": load()["R2"]})
-    lines = [line for line in claims.scoreboard_page(tmp_path).splitlines() if "fig-within" in line]
+        record("R2", track, 0.1, 0.01, **more)
+    monkeypatch.setattr(scoreboard, "load", lambda: {"R2": registry.load()["R2"]})
+    lines = [line for line in scoreboard.scoreboard_page(tmp_path).splitlines() if "fig-within" in line]
     page = shown("\n\n".join(line.replace("{numref}", "") for line in lines))  # a role of Sphinx
     assert read(page).count(note) == 2
-    chapter = BeautifulSoup(claims.chapter_verdicts("02_representation")._repr_html_(), "html.parser")
+    chapter = BeautifulSoup(scoreboard.chapter_verdicts("02_representation")._repr_html_(), "html.parser")
     assert read(chapter).count(note) == 2
     for html in (page, chapter):
         assert not html.select("script, img, b, h1 + h1, math, [onerror]")
@@ -100,11 +100,11 @@ def test_what_a_record_says_is_text(tmp_path, monkeypatch):
 
 def test_a_record_whose_figure_is_no_name_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv(results.FOLDER_VARIABLE, str(tmp_path))
-    claims.record("R2", "scenes", 0.1, 0.01, figure="fig-within", chapter="02_representation", groups=16)
+    record("R2", "scenes", 0.1, 0.01, figure="fig-within", chapter="02_representation", groups=16)
     file = tmp_path / "claims" / "02_representation.json"
     file.write_text(file.read_text().replace("fig-within", "fig-x`<script>`"))
     with pytest.raises(ValueError, match="R2 on scenes names no figure"):
-        claims.scoreboard_page(tmp_path)
+        scoreboard.scoreboard_page(tmp_path)
 
 
 @pytest.mark.parametrize("sidecar", [{"models": ["vit"]}, {"models": {"vit": "x"}}, {"images": {"count": "many"}}])

@@ -1,0 +1,79 @@
+"""What the reader sees of verdicts: the end of a chapter, and the scoreboard."""
+
+import pytest
+import yaml
+
+from helpers.claims import registry, scoreboard
+
+CHAPTER = "02_representation"
+
+
+def record_all(record, figure="fig-within"):
+    for claim in registry.load().values():
+        if claim.chapter == CHAPTER:
+            for track in claim.tracks:
+                count = len(claim.parts)
+                value, stderr = ([0.3] * count, [0.01] * count) if count > 1 else (0.3, 0.01)
+                record(claim.id, track, value, stderr, figure=figure, note="It's < half & more.")
+
+
+def test_a_chapter_ends_with_all_of_its_claims(record):
+    with pytest.raises(ValueError, match="has not recorded R1 on scenes"):
+        scoreboard.chapter_verdicts(CHAPTER)
+    with pytest.raises(ValueError, match="no measured claim"):
+        scoreboard.chapter_verdicts("99_nothing")
+    record_all(record)
+    shown = scoreboard.chapter_verdicts(CHAPTER)
+    html = shown._repr_html_()
+    for name in ("R1", "R6", "R30"):
+        assert f'href="../book/scoreboard.html#claim-{name.lower()}"' in html and f"{name} on scenes" in repr(shown)
+    assert html.count('href="#fig-within"') == 14 and "It’s &lt; half &amp; more." in html
+    assert html.count("<div") == html.count("</div>") and html.count("<span") == html.count("</span>")
+
+
+def test_the_scoreboard_shows_every_claim_and_every_verdict(folder, record):
+    record_all(record)
+    page = scoreboard.scoreboard_page(folder)
+    assert page == scoreboard.scoreboard_page(folder)
+    for name in registry.load():
+        assert page.count(f"(claim-{name.lower()})=\n") == 1 and f"{name} · " in page
+    words = ["✓ holds", "✗ fails", "– not testable here", "… planned"]
+    assert all(word in page for word in words) and "? inconclusive" not in page
+    assert "{numref}`fig-within`" in page and "[](/notebooks/02_representation.ipynb)" in page
+    assert "`vit_large_patch16_224.augreg_in21k`" in page and "It's \\< half" in page
+    assert page.count("::::{card}") == len(registry.load()) == page.count("\n::::\n")
+
+
+def test_the_scoreboard_says_what_a_build_has_not_measured(folder):
+    page = scoreboard.scoreboard_page(folder)
+    assert "not in this build" in page and "{numref}" not in page
+
+
+def test_the_scoreboard_tells_of_a_changed_criterion(folder, tmp_path, monkeypatch):
+    changed = {"date": "2031-01-01", "was": "> 0.5", "reason": "The unit was wrong."}
+    claim = {"id": "X1", "figures": "Figure 1", "sentence": "A.", "statistic": "B.", "criterion": {"less_than": 0}}
+    claim |= {
+        "tracks": ["scenes"],
+        "untestable": {"imagenet": {"reason": "C."}},
+        "status": "planned",
+        "changed": changed,
+    }
+    section = {"title": "T", "paper": "P", "chapter": "09_x", "claims": [claim]}
+    (tmp_path / "claims.yml").write_text(yaml.safe_dump({"sections": [section]}))
+    monkeypatch.setattr(scoreboard, "load", lambda: registry.load(tmp_path / "claims.yml"))
+    page = scoreboard.scoreboard_page(folder)
+    assert "Changed after it had been measured" in page and "The unit was wrong." in page and "2031-01-01" in page
+
+
+def test_a_verdict_is_legible_without_its_colour_and_against_it():
+    """Each has its own symbol or word, and a contrast of 4.5 at least (WCAG AA)."""
+
+    def luminance(colour):
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for word, (symbol, *colours) in scoreboard.BADGES.items():
+        dark, light = sorted(map(luminance, colours))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, word
+        assert f"{symbol} {word}" in scoreboard.badge(word)

@@ -1,0 +1,113 @@
+"""Verdicts: what an interval and a criterion make of a claim, and the files that keep them."""
+
+import itertools
+
+import pytest
+
+from helpers.claims import registry, verdicts
+
+CHAPTER = "02_representation"
+
+
+@pytest.mark.parametrize(
+    "value, word", [(0.1, "holds"), (0.01, "inconclusive"), (-0.01, "inconclusive"), (-0.1, "fails")]
+)
+def test_a_claim_is_driven_to_each_verdict(record, value, word):
+    assert record("R2", value=value, stderr=0.01).word == word
+
+
+@pytest.mark.parametrize(
+    "mean, spread", list(itertools.product([(0.1, "holds"), (0.01, "inconclusive"), (-0.1, "fails")], repeat=2))
+)
+def test_a_claim_of_two_parts_holds_if_both_do_and_fails_if_one_does(record, mean, spread):
+    """R1 asks for mean > 0 and spread < 0."""
+    words = {mean[1], spread[1]}
+    word = "fails" if "fails" in words else "holds" if words == {"holds"} else "inconclusive"
+    verdict = record("R1", value={"mean": mean[0], "spread": -spread[0]}, stderr={"mean": 0.01, "spread": 0.01})
+    assert verdict.word == word and [part.word for part in verdict.parts] == [mean[1], spread[1]]
+
+
+def test_a_jackknife_error_becomes_an_interval_by_students_t(record):
+    (part,) = record("R2", value=0.5, stderr=0.1).parts
+    assert (part.low, part.high) == pytest.approx((0.5 - 0.21314495, 0.5 + 0.21314495))  # t, 15 degrees of freedom
+    (part,) = record("R2", value=0.5, stderr=0.1, groups=10).parts
+    assert part.high == pytest.approx(0.5 + 0.22621572)  # 9 degrees of freedom
+    (part,) = record("R2", value=0.5, stderr=None, interval=(0.2, 0.6)).parts
+    assert (part.low, part.high) == (0.2, 0.6)
+
+
+def test_parts_come_by_name_or_in_their_order(record):
+    import numpy as np
+
+    named = record("R1", value={"spread": -0.2, "mean": 0.1}, stderr={"mean": 0.01, "spread": 0.02})
+    ordered = record("R1", value=np.array([0.1, -0.2]), stderr=np.array([0.01, 0.02]))
+    assert named.parts == ordered.parts
+    intervals = record("R1", value=[0.1, -0.2], stderr=None, interval=[(0.05, 0.15), (-0.3, -0.1)])
+    assert [(part.low, part.high) for part in intervals.parts] == [(0.05, 0.15), (-0.3, -0.1)]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"claim": "R31"}, "no claim 'R31'.*did you mean .*R30"),
+        ({"track": "photos"}, "unknown track"),
+        ({"chapter": "03_attention"}, "assigned to chapter 02_representation"),
+        ({"figure": "within"}, "figure is the name"),
+        ({"stderr": None}, "give the uncertainty"),
+        ({"groups": None}, "over how many groups"),
+        ({"interval": (0, 1)}, "give the uncertainty"),
+        ({"value": float("nan")}, "not a finite interval"),
+        ({"stderr": float("inf")}, "not a finite interval"),
+        ({"stderr": None, "interval": (1, 0)}, "not a finite interval"),
+        ({"claim": "R1"}, "needed for the parts mean, spread"),
+        ({"claim": "R1", "value": [1, 2, 3], "stderr": [1, 2, 3]}, "needed for the parts mean, spread"),
+        ({"claim": "C1", "chapter": "07_inspection"}, "C1 is planned"),
+        (
+            {"claim": "R20", "track": "imagenet", "chapter": "05_spatial_information"},
+            "cannot be tested on imagenet: It needs",
+        ),
+    ],
+)
+def test_what_cannot_be_recorded(folder, record, changes, message):
+    with pytest.raises(ValueError, match=message):
+        record(**changes)
+    assert not list(folder.rglob("*.json"))
+
+
+def test_a_chapter_replaces_its_own_records_only(folder, record):
+    other = folder / "claims" / "03_attention.json"
+    other.parent.mkdir()
+    other.write_text("{}")
+    record("R2", value=0.1)
+    record("R2", "imagenet", value=0.2)
+    record("R3", value=0.1)
+    record("R2", value=-0.1)
+    found = verdicts.verdicts()
+    assert {key: verdict.word for key, verdict in found.items()} == {
+        ("R2", "scenes"): "fails",
+        ("R2", "imagenet"): "holds",
+        ("R3", "scenes"): "holds",
+    }
+    assert other.read_text() == "{}"
+    assert [path.name for path in folder.rglob("*") if path.name.startswith(".")] == []
+    assert ("R1", "scenes") in verdicts.unrecorded() and ("R2", "scenes") not in verdicts.unrecorded()
+
+
+def test_records_are_judged_by_the_claims_as_they_are_now(folder, record):
+    record("R2", value=0.1)
+    stored = folder / "claims" / f"{CHAPTER}.json"
+    stored.write_text(stored.read_text().replace('"verdict": "holds"', '"verdict": "fails"'))
+    assert verdicts.verdicts()["R2", "scenes"].word == "holds"
+    stored.write_text(stored.read_text().replace("R2", "R7"))
+    with pytest.raises(ValueError, match="R7 on scenes.*run the chapter again"):
+        verdicts.verdicts()
+
+
+def test_numbers_are_shown_as_far_as_they_are_known(record):
+    assert str(record("R2", value=0.31234, stderr=0.01).parts[0]) == "0.312 (0.291 to 0.334)"
+    assert str(record("R2", value=-0.31234, stderr=0.1).parts[0]) == "−0.31 (−0.53 to −0.10)"
+    assert str(record("R2", value=0.75, stderr=0.0).parts[0]) == "0.750 (0.750 to 0.750)"
+    assert registry.number(-0.04, 1) == "0.0" and registry.number(1024) == "1024"
+    assert str(record("R6", value=-0.3, stderr=0.01)).startswith(
+        "R6 on scenes: holds. −0.300 (−0.321 to −0.279), asked for <\N{NO-BREAK SPACE}0"
+    )
