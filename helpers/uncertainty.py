@@ -3,14 +3,15 @@
 A measure deals its images to groups and takes its numbers once from all images and once without each group
 (``delete_one``). Such a table has a column ``left_out``: −1 where every image counted, otherwise the number of the
 group that did not. ``jackknife(fn, *tables)`` gives ``fn`` of the complete tables and its standard error; a 95 %
-interval reaches ``quantile(groups)`` errors to either side. For numbers that jump, such as ranks, ``bootstrap`` gives
-an interval instead. ``interval`` and ``difference_of_shares`` are for means over images that were not grouped.
+interval reaches ``quantile(groups)`` errors to either side, and ``estimate`` gives the value with that half-width. For
+numbers that jump, such as ranks, ``bootstrap`` gives an interval instead. ``interval`` and ``difference_of_shares``
+are for means over images that were not grouped.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -157,6 +158,40 @@ def difference_of_shares(a: float, b: float, count: int) -> tuple[float, tuple[f
 def quantile(groups: int) -> float:
     """How many jackknife errors a 95 % interval reaches to either side, by Student's t with groups − 1 degrees."""
     return float(stats.t.ppf(0.975, groups - 1))
+
+
+def half_width(stderr: Any, groups: int) -> Any:
+    """Half the width of the 95 % interval of a number, or of an array, whose jackknife error over ``groups`` this is.
+
+    It is the height of an error bar to one side, or of a band. NaN where the error is.
+    """
+    return quantile(groups) * stderr
+
+
+class Grouped(Protocol):
+    """What holds one matrix for each way of leaving out a group of images, such as a ``CKAResult``."""
+
+    @property
+    def groups(self) -> int: ...
+
+    def statistic(self, fn: Callable[[np.ndarray], Any]) -> tuple[Any, Any]: ...
+
+
+def estimate(fn: Callable[..., Any], *measured: pd.DataFrame | Grouped) -> tuple[Any, Any]:
+    """``fn`` of what was measured, and half the width of its 95 % interval over groups of images: a number or an array.
+
+    ``measured``: one or several tables with ``left_out``, as ``jackknife`` takes them, or one CKA result, of whose
+    matrix ``fn`` is a function. Raises ValueError as ``jackknife`` does, and for several CKA results.
+    """
+    tables = [table for table in measured if isinstance(table, pd.DataFrame)]
+    results = [result for result in measured if not isinstance(result, pd.DataFrame)]
+    if len(results) == 1 and not tables:
+        value, stderr = results[0].statistic(fn)
+        return value, half_width(stderr, results[0].groups)
+    if results or not tables:
+        raise ValueError(f"an estimate is of tables, or of one CKA result; got {len(tables)} and {len(results)}")
+    value, stderr = jackknife(fn, *tables)
+    return value, half_width(stderr, groups(tables[0]))
 
 
 def _split(tables: tuple[pd.DataFrame, ...]) -> tuple[list[pd.DataFrame], list[list[pd.DataFrame]]]:

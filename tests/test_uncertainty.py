@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import norm, spearmanr
+from scipy.stats import t as student
 
 from helpers.measures.cka import Sums
 from helpers.measures.cka import bootstrap as bootstrap_of_sums
@@ -13,7 +14,9 @@ from helpers.uncertainty import (
     bootstrap_groups,
     delete_one,
     difference_of_shares,
+    estimate,
     groups,
+    half_width,
     interval,
     jackknife,
     quantile,
@@ -195,3 +198,34 @@ def test_the_bootstrap_needs_the_same_rows_for_every_group():
     swapped.loc[swapped["left_out"] == 2, "block"] = [2, 1, 0]
     with pytest.raises(ValueError, match="not the same ones"):
         bootstrap(order, swapped)
+
+
+def test_half_a_95_percent_interval_by_the_table_of_students_t():
+    assert half_width(1.0, 16) == pytest.approx(2.131, abs=5e-4) and half_width(2.0, 4) == pytest.approx(
+        6.365, abs=1e-3
+    )
+    np.testing.assert_allclose(half_width(np.array([1.0, 0, np.nan]), 3), [4.303, 0, np.nan], atol=1e-3)
+
+
+def test_an_estimate_of_a_mean_is_its_textbook_interval():
+    means = np.random.default_rng(3).normal(5, 2, (9, 2))
+    value, half = estimate(lambda t: t["x"].to_numpy(), left_out(means))
+    low, high = student.interval(0.95, 8, means.mean(0), means.std(0, ddof=1) / 3)
+    np.testing.assert_allclose(value - half, low)
+    np.testing.assert_allclose(value + half, high)
+    both = estimate(lambda a, b: a["x"].mean() - b["x"].mean(), left_out(means), left_out(means + 1))
+    assert both == (pytest.approx(-1), pytest.approx(0, abs=1e-12))
+
+
+def test_an_estimate_of_a_cka_matrix_counts_the_groups_that_have_data():
+    class Result:
+        groups = 5
+
+        def statistic(self, fn):
+            return fn(np.array([[0.25, 0.5]])), 0.1
+
+    assert estimate(lambda matrix: matrix[0, 1], Result()) == (0.5, pytest.approx(0.1 * student.ppf(0.975, 4)))
+    with pytest.raises(ValueError, match="tables, or of one CKA result; got 0 and 2"):
+        estimate(np.mean, Result(), Result())
+    with pytest.raises(ValueError, match="got 1 and 1"):
+        estimate(np.mean, left_out(np.ones((3, 1))), Result())

@@ -153,13 +153,31 @@ class Grid:
         """The distance of an attention that looks everywhere alike, in pixels."""
         return float(self.distances().double().mean())
 
+    def nearest(self) -> float:
+        """The distance, in pixels, of an attention to the 3 × 3 patches around each patch alike.
+
+        The patch itself is one of them; at the rim of the image there are fewer.
+        """
+        places = torch.cartesian_prod(*(torch.arange(n) for n in self.shape))
+        near = (places[:, None] - places).abs().amax(-1) <= 1  # (h · w, h · w)
+        far = self.distances().double()
+        return float(((far * near).sum(1) / near.sum(1)).mean())
+
 
 def uniform_distance(grid: tuple[int, int], patch: float | tuple[float, float]) -> float:
     """Attention distance, px, of uniform attention on a grid (rows, columns) of patches of ``patch`` pixels.
 
     The mean distance of two places of the grid, a place and itself among them: 116.5 px for 14 × 14 patches of 16.
     """
-    return Grid(tuple(grid), patch if isinstance(patch, tuple) else (patch, patch), 0).uniform()
+    return Grid(grid, patch if isinstance(patch, tuple) else (patch, patch), 0).uniform()
+
+
+def nearest_distance(grid: tuple[int, int], patch: float | tuple[float, float]) -> float:
+    """Attention distance, px, of a head that looks at the 3 × 3 patches around each patch alike, itself among them.
+
+    16.7 px for 14 × 14 patches of 16. Arguments as for ``uniform_distance``.
+    """
+    return Grid(grid, patch if isinstance(patch, tuple) else (patch, patch), 0).nearest()
 
 
 def grid_of(model: nn.Module, name: str, tokens: int, size: tuple[int, int]) -> Grid:
@@ -203,6 +221,18 @@ def distances(attention: Tensor, grid: Grid) -> Tensor:
     mass = attention[..., grid.prefix :, grid.prefix :].sum(-1)
     means = [(plain / mass.where(mass > 0, torch.nan)).nanmean((0, 2)), plain.mean((0, 2)), 1 - mass.mean((0, 2))]
     return torch.stack(means, dim=1).double().cpu()
+
+
+def patches_attended(attention: Tensor, prefix: int) -> Tensor:
+    """How many patches a query spreads its attention over, mean over images and query patches: (heads,).
+
+    ``attention``: maps (B, heads, N, N), whose first ``prefix`` tokens are no patches. The number is the exponential
+    of the entropy of a row, divided by its mass on patches first: 1 where a query looks at one patch, their number
+    where it looks at all alike. For ``attention_maps(model, partial(patches_attended, prefix=prefix_tokens(model)))``.
+    """
+    patches = attention[..., prefix:, prefix:]
+    patches = patches / patches.sum(-1, keepdim=True)
+    return torch.special.entr(patches).sum(-1).exp().mean((0, 2))
 
 
 @torch.inference_mode()
@@ -311,6 +341,23 @@ def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK)
     share, norm = (total / images).unflatten(-1, grid.shape).numpy()
     values = [(*at, share[at], norm[at]) for at in np.ndindex(share.shape)]
     return pd.DataFrame(values, columns=["block", "row", "column", "share", "norm"])
+
+
+def corners(table: pd.DataFrame) -> pd.DataFrame:
+    """How much of the attention between patches falls on the four corner patches, and how large their tokens are.
+
+    ``table``: what ``attended_patches`` returns. Returns one row a block: ``block``; ``share`` of attention on the
+    four corners; ``norm in corners`` and ``norm elsewhere``, means over patches.
+    """
+    at_rim = [table[axis].isin([0, table[axis].max()]) for axis in ("row", "column")]
+    corner = at_rim[0] & at_rim[1]
+    inside, outside = table[corner].groupby("block"), table[~corner].groupby("block")
+    columns = {
+        "share": inside["share"].sum(),
+        "norm in corners": inside["norm"].mean(),
+        "norm elsewhere": outside["norm"].mean(),
+    }
+    return pd.DataFrame(columns).reset_index()
 
 
 def smallest(table: pd.DataFrame, blocks: Iterable[int]) -> float:

@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
-from torch import Tensor
+from torch import Tensor, nn
 
+from helpers.images.scenes import Scenes
 from helpers.measures.heatmap import CKAResult
+from helpers.measures.probes import features, probe_scores
 from helpers.measures.structure import Places, between
 from helpers.networks.places import OUTPUTS
-from helpers.uncertainty import difference_of_shares, interval
+from helpers.networks.taps import taps_for
+from helpers.uncertainty import difference_of_shares, estimate, interval
 
 LEAST = 2  # places of the smaller group of a split
 LOW, HIGH = slice(0, 3), slice(-3, None)  # blocks of R28: 0 to 2 and, of eight, 5 to 7
@@ -41,6 +44,15 @@ def same_block(matrix: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if len(a) != len(b):
         raise ValueError(f"block i has no counterpart: one network has {len(a)} blocks, the other {len(b)}")
     return matrix[a, b]
+
+
+def curve(result: CKAResult, a: str, b: str) -> pd.DataFrame:
+    """CKA of block i of model ``a`` with block i of model ``b``, over depth: a table, one row a block.
+
+    ``depth``: of the block's output, from 1 / blocks to 1; ``CKA``; ``error``, half the width of its 95 % interval.
+    """
+    value, error = estimate(lambda matrix: same_block(matrix, blocks(result, a), blocks(result, b)), result)
+    return pd.DataFrame({"depth": (np.arange(len(value)) + 1) / len(value), "CKA": value, "error": error})
 
 
 def quarters(count: int) -> np.ndarray:
@@ -121,6 +133,52 @@ def mixer(matrix: np.ndarray, network: Places, vit: Places, resnet: Places) -> n
     """R29: kinship to the ViT over the ResNet, contrast of the split minus the ViT's, and the split's depth; (3,)."""
     contrast, depth = split(matrix, network)
     return np.array([kinship(matrix, network, vit, resnet), contrast - split(matrix, vit)[0], depth])
+
+
+def probed(
+    model: nn.Module, read: Scenes, test: Scenes, *, shots: int, draws: int = 5, held_out: int = 256, seed: int = 0
+) -> dict[float, Tensor]:
+    """What probes on the mean token get right, at the outputs of a network's blocks, at most about eight of them.
+
+    Args:
+        model: run in eval mode; its modes are restored.
+        read: scenes (with labels) that the probes learn from and choose their l2 on.
+        test: scenes that they are scored on.
+        shots: images a class that a probe learns from.
+        draws: R, how often the shots are drawn.
+        held_out: at most so many other scenes of ``read`` choose the l2.
+        seed: of the first draw.
+
+    Returns:
+        depth of the block, from 1 / blocks to 1 → right or wrong, (R, scenes) bool.
+
+    Raises:
+        ValueError: as ``probe_scores`` and ``features`` do.
+    """
+    places = taps_for(model, OUTPUTS)
+    every = max(1, len(places) // 8)
+    places = places[every - 1 :: every]
+    learned, scored = (features(model, part.images, "mean token", places)["mean token"] for part in (read, test))
+    hits = {}
+    for number, place in enumerate(learned, 1):
+        parts = (learned[place], read.label, scored[place], test.label)
+        hits[number / len(learned)] = probe_scores(*parts, shots=shots, draws=draws, held_out=held_out, seed=seed)
+    return hits
+
+
+def scores(hits: Mapping[str, Mapping[float, Tensor]]) -> pd.DataFrame:
+    """Accuracy of probes over depth with 95 % intervals (``uncertainty.interval``), one row a network and block.
+
+    ``hits``: label of the network, "architecture, training data" → what ``probed`` returns. Returns columns
+    ``network``, ``data``, ``depth of the block``, ``probe accuracy (%)``, ``low``, ``high``.
+    """
+    rows = []
+    for label, by_depth in hits.items():
+        network, _, data = label.partition(", ")
+        for depth, right in by_depth.items():
+            low, high = (100 * end for end in interval(right))
+            rows.append((network, data, depth, 100 * float(right.float().mean()), low, high))
+    return pd.DataFrame(rows, columns=["network", "data", "depth of the block", "probe accuracy (%)", "low", "high"])
 
 
 def probe_difference(a: Tensor, b: Tensor) -> tuple[float, tuple[float, float]]:

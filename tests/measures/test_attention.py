@@ -1,7 +1,9 @@
 """Attention maps of every kind of transformer; distances, subsets of heads and rollouts whose values are known."""
 
 import math
+from functools import partial
 
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -16,10 +18,13 @@ from helpers.measures.attention import (
     attention_maps,
     attentions,
     block_numbers,
+    corners,
     distances,
     grid_of,
     growth,
     largest,
+    nearest_distance,
+    patches_attended,
     smallest,
     uniform_distance,
 )
@@ -260,3 +265,38 @@ def test_patches_that_are_looked_at_need_one_grid(name, message):
     model = made(name)
     with pytest.raises(ValueError, match=message):
         attended_patches(model, batched(model, 2))
+
+
+def test_the_nearest_nine_patches_are_as_far_as_counting_says():
+    inside = (4 + 4 * math.sqrt(2)) / 9  # of a patch that has all eight neighbours, in patches
+    edge, corner = (3 + 2 * math.sqrt(2)) / 6, (2 + math.sqrt(2)) / 4
+    assert nearest_distance((4, 4), 16) == pytest.approx(16 * (4 * inside + 8 * edge + 4 * corner) / 16)
+    assert nearest_distance((1, 3), (10, 5)) == pytest.approx((2.5 + 10 / 3 + 2.5) / 3)
+    assert nearest_distance((1, 1), 16) == 0
+    assert nearest_distance((2, 2), 8) == pytest.approx(uniform_distance((2, 2), 8))
+    assert nearest_distance((14, 14), 16) == pytest.approx(16.7, abs=0.01)
+
+
+def test_patches_attended_counts_equal_weights_and_leaves_the_prefix_out():
+    attention = torch.zeros(2, 3, 6, 6)  # one CLS token and five patches
+    attention[..., 0] = 0.5
+    attention[:, 0, :, 3] = 0.5  # one patch
+    attention[:, 1, :, 1:5] = 0.125  # four of them
+    attention[:, 2, :, 1:] = 0.1  # all
+    torch.testing.assert_close(patches_attended(attention, 1), torch.tensor([1.0, 4, 5]))
+    assert patches_attended(attention, 0)[2] < 6  # with the token that has half of the attention, it is no even one
+    model = made("vit_tiny_patch16_224")
+    with torch.inference_mode(), attention_maps(model, partial(patches_attended, prefix=1)) as found:
+        model(normalise(model, pictures(model)))
+    assert all(heads.shape == (3,) and (1 < heads).all() and (heads <= 16.001).all() for heads in found.values())
+
+
+def test_corners_are_four_patches_of_a_grid_of_any_shape():
+    places = [(block, row, column) for block in (0, 1) for row in range(3) for column in range(4)]
+    table = pd.DataFrame(places, columns=["block", "row", "column"])
+    table["share"], table["norm"] = 1 / 12, 2.0
+    at_corner = table["row"].isin([0, 2]) & table["column"].isin([0, 3])
+    table.loc[(table["block"] == 1) & at_corner, ["share", "norm"]] = 0.2, 7.0
+    found = corners(table.sample(frac=1, random_state=0))
+    assert found["block"].tolist() == [0, 1] and found["share"].tolist() == pytest.approx([1 / 3, 0.8])
+    assert found["norm in corners"].tolist() == [2, 7] and found["norm elsewhere"].tolist() == [2, 2]

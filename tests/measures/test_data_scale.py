@@ -4,11 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import t as student
 
 import helpers  # noqa: F401
+from helpers.images import scenes
 from helpers.measures.data_scale import (
     accuracy_difference,
     blocks,
+    curve,
     curves,
     data_needed,
     kept,
@@ -16,14 +19,18 @@ from helpers.measures.data_scale import (
     larger_minus_smaller,
     mixer,
     probe_difference,
+    probed,
     quarters,
     repeats,
     same_block,
+    scores,
     split,
 )
 from helpers.measures.heatmap import cka_heatmap
 from helpers.measures.structure import Places
 from helpers.networks import zoo
+from helpers.networks.places import OUTPUTS
+from helpers.networks.taps import Tap
 
 
 def network(first, count):
@@ -171,3 +178,41 @@ def test_blocks_of_the_zoos_networks(name, middle, count):
     found = result.taps["name"].iloc[blocks(result, "a")].tolist()
     assert len(found) == count and middle in found
     assert same_block(result.matrix, blocks(result, "a"), blocks(result, "b")) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_curve_is_the_diagonal_with_the_interval_of_students_t():
+    rng = np.random.default_rng(0)
+    left, right = (torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))) for _ in range(2))
+    images = torch.from_numpy(rng.random((40, 3, 8, 8), dtype=np.float32))
+    places = [Tap(name, name, "output", OUTPUTS[0]) for name in "01"]
+    taps = {"a": places, "b": places}
+    models = {"a": left, "b": right}
+    result = cka_heatmap(models, images.split(8), taps, preprocess=dict.fromkeys(models, lambda x: x))
+    found = curve(result, "a", "b")
+    assert found["depth"].tolist() == [0.5, 1]
+    np.testing.assert_array_equal(found["CKA"], result.matrix[[0, 1], [2, 3]])
+    np.testing.assert_allclose(found["error"], student.ppf(0.975, 4) * result.stderr[[0, 1], [2, 3]])
+
+
+def test_probes_by_depth_read_what_the_images_show():
+    torch.manual_seed(0)
+    model = zoo.load("vit-short", pretrained=False).eval()
+    read, test = (scenes.render(scenes.Corpus(), scenes.split(which, 120)) for which in ("validation", "test"))
+    labels = [part.images.float().mean((1, 2, 3)) for part in (read, test)]  # bright or dark, which all blocks keep
+    read.label, test.label = ((label > labels[0].median()).long() for label in labels)
+    hits = probed(model, read, test, shots=30, draws=2, held_out=40, seed=1)
+    assert list(hits) == [k / 8 for k in range(1, 9)]
+    assert all(right.shape == (2, 120) and right.float().mean() > 0.7 for right in hits.values())
+    again = probed(model, read, test, shots=30, draws=2, held_out=40, seed=1)
+    assert all(torch.equal(hits[depth], again[depth]) for depth in hits)
+
+
+def test_scores_are_percentages_with_an_interval_around_them():
+    right = torch.tensor([[True] * 75 + [False] * 25] * 3)
+    table = scores({"ViT, 3 %": {0.5: right, 1.0: ~right}, "untrained": {1.0: torch.ones(1, 100, dtype=torch.bool)}})
+    assert table["network"].tolist() == ["ViT", "ViT", "untrained"] and table["data"].tolist() == ["3 %", "3 %", ""]
+    assert table["depth of the block"].tolist() == [0.5, 1, 1]
+    assert table["probe accuracy (%)"].tolist() == [75, 25, 100] and table["high"].iloc[2] == 100
+    reach = 1.96 * 100 * (0.75 * 0.25 / 100) ** 0.5  # binomial
+    assert table["low"].iloc[0] == pytest.approx(75 - reach, abs=1.5)
+    assert table["high"].iloc[0] == pytest.approx(75 + reach, abs=1.5)
