@@ -1,6 +1,7 @@
 """What the README and the pages tell a reader to type is what continuous integration runs, and exists."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,24 @@ def test_make_help_lists_every_target():
     assert set(re.findall(r"^  make (\w+)", said, re.MULTILINE)) == TARGETS
     default = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert default == said
+
+
+def test_make_clean_removes_what_was_built_and_leaves_the_rest(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    built = (
+        "build/site/index.html",
+        "build/.lock",
+        "helpers/__pycache__/a.pyc",
+        "helpers/images/deep/__pycache__/a.pyc",
+    )
+    kept = ("build/own/results/mine.csv", "helpers/images/a.py", "tests/a.py", ".venv/bin/python", "data/zoo/vit.json")
+    for name in built + kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for _ in range(2):
+        subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+        there = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+        assert there == {"Makefile", *kept}
 
 
 def test_every_place_and_picture_that_the_readme_names_exists():

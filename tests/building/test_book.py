@@ -21,7 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import helpers
 from helpers import results
-from helpers.building import book, execution
+from helpers.building import book, execution, run_chapter
 from helpers.building.execution import BookError
 
 FIGURE = {
@@ -54,7 +54,9 @@ def built(root, tmp_path_factory) -> Path:
     shutil.copy(root / "_config.yml", small)
     shutil.copytree(root / "book" / "_static", small / "book" / "_static")
     (small / "book" / "references.bib").write_text("")
-    (small / "book" / "index.md").write_text("# A small book\n\nSee [](/notebooks/01_line.ipynb): $e^{i\\pi}$.\n")
+    (small / "book" / "index.md").write_text(
+        "# A small book\n\nSee [](/notebooks/01_line.ipynb): $e^{i\\pi}$.\n\n{{ 6 * 7 }}\n"
+    )
     (small / "helpers" / "answer.py").write_text("ANSWER = 41\n")
     write_toc(small, "notebooks/01_line", "notebooks/02_answer", "book/timings")
     draw = "import matplotlib.pyplot as plt\nplt.plot([0, 1])\nplt.show()"
@@ -99,6 +101,7 @@ def test_the_site_has_its_pages_and_the_chapters_outputs(built):
     assert "url=book/index.html" in (site / "index.html").read_text()
     assert "ANSWER 41" in (site / "notebooks" / "02_answer.html").read_text()
     assert FIGURE["mystnb"]["image"]["alt"] in (site / "notebooks" / "01_line.html").read_text()
+    assert "{{ 6 * 7 }}" in (site / "book" / "index.html").read_text()  # nothing in a page is run
     timings = (site / "book" / "timings.html").read_text()
     assert "01_line.html" in timings and "Chapter 02_answer" in timings
 
@@ -352,6 +355,18 @@ def test_a_scoreboard_is_not_made_while_a_chapter_has_not_recorded_its_claims(tm
         book.generated_pages(tmp_path, ["book/scoreboard", "notebooks/02_representation"])
 
 
+@pytest.mark.fault("Building the book", "a script in a page or in the output of a cell", "the published site stays")
+def test_a_script_is_not_published(small):
+    before = site_as_it_is(small)
+    (small / "book" / "index.md").write_text("# A small book\n\n<script>alert(1)</script>\n")
+    write_chapter(small, "02_answer", "from IPython.display import HTML\nHTML('<b onclick=\"alert(1)\">x</b>')")
+    with pytest.raises(BookError) as failure:
+        book.make(small)
+    assert "book/index.html: has a script that is not the theme's" in str(failure.value)
+    assert "02_answer.html: <b> runs a script by its attribute onclick" in str(failure.value)
+    assert site_as_it_is(small) == before
+
+
 # What a build leaves to the next one
 
 
@@ -492,7 +507,7 @@ def test_a_result_that_no_chapter_wrote_is_removed(small, executed):
 def test_two_chapters_that_write_the_same_result(small):
     for name in ("01_line", "02_answer"):
         write_chapter(small, name, "import os\nopen(os.environ['VIT_BOOK_RESULTS'] + '/same.txt', 'w').write('x')")
-    with pytest.raises(BookError, match=r"01_line and 02_answer|02_answer and 01_line.*same\.txt"):
+    with pytest.raises(BookError, match=r"(01_line and 02_answer|02_answer and 01_line).*same\.txt"):
         execution.execute(small)
 
 
@@ -604,17 +619,22 @@ def test_executed_notebooks_hold_no_trace_of_their_run(small, monkeypatch):
     assert re.findall(r'id="(T_[0-9a-f]+)"', html) == ["T_0", "T_1"]
 
 
-def test_a_chapter_measures_the_same_twice(root, tmp_path, monkeypatch):
-    """Tables and verdicts of a real chapter, bit for bit; a sidecar's date is the only trace of a run."""
+def test_a_chapter_measures_and_shows_the_same_twice(root, tmp_path, monkeypatch):
+    """Tables, verdicts and outputs of a real chapter, bit for bit; a sidecar's date is the only trace of a run."""
     from test_chapters import SMALL
 
-    chapter, made = "00_scenes", []
+    chapter, made, shown = "00_scenes", [], []
     for run in ("a", "b"):
         monkeypatch.setenv(results.FOLDER_VARIABLE, str(tmp_path / run))
         source = str(root / "notebooks" / f"{chapter}.ipynb")
-        papermill.execute_notebook(source, None, SMALL[chapter], kernel_name="python3", cwd=root, progress_bar=False)
+        executed = papermill.execute_notebook(
+            source, None, SMALL[chapter], kernel_name="python3", cwd=root, progress_bar=False
+        )
+        outputs = [cell.get("outputs") for cell in run_chapter.plain(executed, {str(tmp_path / run): "results"}).cells]
+        shown.append(outputs)
         files = sorted(path for path in (tmp_path / run).rglob("*") if path.is_file())
         made.append(
             {path.relative_to(tmp_path / run): re.sub(r'"date": ".*?"', "", path.read_text()) for path in files}
         )
     assert made[0] and made[0] == made[1]
+    assert shown[0] == shown[1]
