@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from helpers.claims.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, load
-from helpers.claims.verdicts import Verdict, verdicts
+from helpers.claims.verdicts import SAYS_NOTHING, Verdict, verdicts
 from helpers.markup import code, literal
 
 GROUND, INK = "#fcfcfa", "#222222"
 UNTESTABLE, PLANNED, UNRECORDED = "not testable here", "planned", "not in this build"
 BADGES = {  # symbol, background, text: told apart by word and symbol too, and legible on light and dark pages
     HOLDS: ("✓", "#00618f", "#ffffff"),
+    SAYS_NOTHING: ("≈", "#bcd9e8", "#000000"),
     FAILS: ("✗", "#a63c00", "#ffffff"),
     INCONCLUSIVE: ("?", "#f0c75e", "#000000"),
     UNTESTABLE: ("–", "#5c5c5c", "#ffffff"),
@@ -30,6 +31,10 @@ statistic (in brackets) meets the criterion, *fails* when no value in the interv
 otherwise; a claim of several parts holds when all of them do, and fails when one does. Every criterion is a number that
 was fixed before the first run that measured it (`book/claims.yml`); where the paper says no more than "larger" or
 "small", it is this book's choice. *Scenes* is the controlled track, *ImageNet* the observed one.
+
+Where it could be done the same statistic was taken of a *control* as well, something that should not meet the
+criterion: an untrained twin, another seed where only data should matter, shuffled images. A claim that holds while a
+control passes too *holds, and says nothing*.
 
 :::{dropdown} Words used for all claims
 The ViT and the ResNet
@@ -54,7 +59,7 @@ Uniform
 : The mean attention distance of an attention that looks everywhere alike.
 
 n
-: The number of independent units, images or seeds, behind a number.
+: The number of independent units behind a number. What they are stands beside it: images, seeds or networks.
 :::"""
 
 
@@ -103,7 +108,16 @@ class ChapterVerdicts:
             return line + _html(why.reason + (f" Would do: {', '.join(why.checkpoints)}." if why.checkpoints else ""))
         verdict = self.found[claim.id, track]
         note = f" {_html(verdict.note)}" if verdict.note else ""
-        return f"{line}{_html(verdict.numbers())} ({_link(f'#{_figure(verdict)}', 'our figure')}).{note}"
+        figure = _link(f"#{_figure(verdict)}", "our figure")
+        return f"{line}{_html(verdict.numbers())} ({figure}).{note}{_html(_controls(verdict))}"
+
+
+def _controls(verdict: Verdict) -> str:
+    """What the controls of a verdict say, in one sentence; nothing where there are none."""
+    if not verdict.controls:
+        return ""
+    passing = f"A control passes too ({', '.join(verdict.passed_by)}). " if verdict.passed_by else ""
+    return f" {passing}Controls: {'; '.join(map(str, verdict.controls))}."
 
 
 def _html(text: str) -> str:
@@ -180,11 +194,11 @@ def _entry(claim: Claim, found: Mapping[tuple[str, str], Verdict]) -> list[str]:
         text = ""
         if word == UNTESTABLE:
             text = f" {literal(claim.untestable[track].reason)}{_checkpoints(claim, track)}"
-        elif word in (HOLDS, FAILS, INCONCLUSIVE):
+        elif word in (HOLDS, SAYS_NOTHING, FAILS, INCONCLUSIVE):
             verdict = found[claim.id, track]
             note = f" {literal(verdict.note)}" if verdict.note else ""
-            source = f"{{numref}}`{_figure(verdict)}`" + (f", n = {verdict.n:,}" if verdict.n else "")
-            text = f" {literal(verdict.numbers())} ({source}).{note}"
+            source = f"{{numref}}`{_figure(verdict)}`" + (f", n = {verdict.n:,} {verdict.units}" if verdict.n else "")
+            text = f" {literal(verdict.numbers())} ({source}).{note}{literal(_controls(verdict))}"
         lines += [f"{badge(word)} **{name}**{text}", ""]
     lines += [":::{dropdown} How it is measured"]
     for part in claim.parts:

@@ -9,6 +9,10 @@ the true value with 95 % probability, and gets a verdict:
 
 A claim that a track cannot test is *not testable here*, and the file says why. That every part must hold costs no
 correction for their number (an intersection-union test); the intervals are not corrected for the number of claims.
+
+Where something that should not meet the criterion was measured too, an untrained twin, another seed of what only data
+should change, shuffled images, it is a *control*. A claim that holds while one of its controls passes *holds, and says
+nothing*.
 """
 
 import difflib
@@ -25,6 +29,9 @@ import numpy as np
 from helpers import files, results
 from helpers.claims.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, Part, load, number
 from helpers.uncertainty import quantile
+
+UNITS = ("images", "seeds", "networks")
+SAYS_NOTHING = "holds, and says nothing"  # a control meets the criterion as well
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,20 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Control:
+    """What a control of a claim gives for the same statistics: it passes where these meet the criterion."""
+
+    name: str
+    word: str
+    parts: tuple[Measured, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {', '.join(f'{label(m.part)}{m}' for m in self.parts)}: {self.word}"
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What one track says of a claim."""
+    """What one track says of a claim. ``word``: its verdict, controls counted in."""
 
     claim: Claim
     track: str
@@ -54,6 +73,13 @@ class Verdict:
     figure: str
     n: int | None = None
     note: str = ""
+    controls: tuple[Control, ...] = ()
+    units: str = "images"
+
+    @property
+    def passed_by(self) -> list[str]:
+        """The controls that meet the claim's criterion too."""
+        return [control.name for control in self.controls if control.word == HOLDS]
 
     def numbers(self) -> str:
         """What was measured and what was asked for, in one line."""
@@ -77,6 +103,8 @@ def record(
     n: int | None = None,
     note: str = "",
     groups: int | None = None,
+    controls: Mapping[str, Mapping[str, Any]] | None = None,
+    units: str = "images",
 ) -> Verdict:
     """Hold what a chapter measured against a claim, keep it for the scoreboard, and return the verdict.
 
@@ -95,6 +123,9 @@ def record(
         n: the independent units behind it, images or seeds.
         note: what a reader of the scoreboard should know besides.
         groups: see ``stderr``.
+        controls: name of each control → what it gives: a mapping with ``value``, and ``stderr`` with ``groups`` or
+            ``interval``, as for the claim itself.
+        units: what ``n`` counts, one of ``UNITS``.
 
     Returns:
         The verdict.
@@ -102,26 +133,20 @@ def record(
     Raises:
         ValueError: an unknown claim or track, a track on which the claim cannot be tested, a claim of another
             chapter or one that is only planned, parts that are not the claim's, a value that is not finite, no
-            uncertainty or two of them, a stderr without its number of groups.
+            uncertainty or two of them, a stderr without its number of groups, units that are not known.
     """
     claim = _claim_of(claim_id, track, chapter)
     if not re.fullmatch(r"fig-[a-z0-9-]+", figure):
         raise ValueError(f"{claim_id}: figure is the name of one of the chapter's figures, 'fig-…'; got {figure!r}")
-    if (stderr is None) == (interval is None):
-        raise ValueError(f"{claim_id}: give the uncertainty of its value, as stderr or as interval")
-    numbers = {}
-    for part, single in _by_part(claim, value, "value").items():
-        if stderr is not None:
-            if groups is None:
-                raise ValueError(f"{claim_id}: say over how many groups its stderr was taken: groups=…")
-            reach = float(_by_part(claim, stderr, "stderr")[part]) * quantile(groups)
-            low, high = float(single) - reach, float(single) + reach
-        else:
-            low, high = map(float, _by_part(claim, interval, "interval")[part])
-        if not all(map(math.isfinite, (float(single), low, high))) or low > high:
-            raise ValueError(f"{claim_id}, {part}: {single} between {low} and {high} is not a finite interval")
-        numbers[part] = {"value": float(single), "low": low, "high": high}
-    entry = {"parts": numbers, "figure": figure, "n": n, "note": note}
+    if units not in UNITS:
+        raise ValueError(f"{claim_id}: n counts one of {', '.join(UNITS)}; got {units!r}")
+    numbers = _numbers(claim, value, stderr, interval, groups)
+    entry: dict[str, Any] = {"parts": numbers, "figure": figure, "n": n, "units": units, "note": note}
+    if controls:
+        entry["controls"] = {
+            name: _numbers(claim, of["value"], of.get("stderr"), of.get("interval"), of.get("groups"), name)
+            for name, of in controls.items()
+        }
     verdict = _judge(claim, track, entry)
     path = results.folder() / "claims" / f"{chapter}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -149,6 +174,28 @@ def _claim_of(claim_id: str, track: str, chapter: str) -> Claim:
     return claim
 
 
+def _numbers(
+    claim: Claim, value: Any, stderr: Any, interval: Any, groups: int | None, control: str = ""
+) -> dict[str, dict[str, float]]:
+    """Value and ends of the interval of each part, of the claim's own measurement or of a control; ValueError."""
+    whose = f"{claim.id}, control {control!r}" if control else claim.id
+    if (stderr is None) == (interval is None):
+        raise ValueError(f"{whose}: give the uncertainty of its value, as stderr or as interval")
+    numbers = {}
+    for part, single in _by_part(claim, value, "value").items():
+        if stderr is not None:
+            if groups is None:
+                raise ValueError(f"{whose}: say over how many groups its stderr was taken: groups=…")
+            reach = float(_by_part(claim, stderr, "stderr")[part]) * quantile(groups)
+            low, high = float(single) - reach, float(single) + reach
+        else:
+            low, high = map(float, _by_part(claim, interval, "interval")[part])
+        if not all(map(math.isfinite, (float(single), low, high))) or low > high:
+            raise ValueError(f"{whose}, {part}: {single} between {low} and {high} is not a finite interval")
+        numbers[part] = {"value": float(single), "low": low, "high": high}
+    return numbers
+
+
 def _by_part(claim: Claim, given: Any, what: str) -> Mapping[str, Any]:
     """``given`` as a mapping from the claim's parts; for several parts a sequence in their order will do."""
     names = [part.name for part in claim.parts]
@@ -165,7 +212,21 @@ def _by_part(claim: Claim, given: Any, what: str) -> Mapping[str, Any]:
 
 
 def _judge(claim: Claim, track: str, entry: Mapping[str, Any]) -> Verdict:
-    numbers = _by_part(claim, entry["parts"], "a number")
+    parts, word = _measured(claim, entry["parts"])
+    controls = []
+    for name, numbers in entry.get("controls", {}).items():
+        control_parts, control_word = _measured(claim, numbers)
+        controls.append(Control(name, control_word, control_parts))
+    if word == HOLDS and any(control.word == HOLDS for control in controls):
+        word = SAYS_NOTHING
+    return Verdict(
+        claim, track, word, parts, entry["figure"], entry["n"], entry["note"], tuple(controls), entry["units"]
+    )
+
+
+def _measured(claim: Claim, given: Mapping[str, Mapping[str, float]]) -> tuple[tuple[Measured, ...], str]:
+    """The parts of a claim with a verdict on each, and the word for all of them together."""
+    numbers = _by_part(claim, given, "a number")
     parts = []
     for part in claim.parts:
         value, low, high = (numbers[part.name][key] for key in ("value", "low", "high"))
@@ -176,7 +237,7 @@ def _judge(claim: Claim, track: str, entry: Mapping[str, Any]) -> Verdict:
         word = FAILS
     elif words == {HOLDS}:
         word = HOLDS
-    return Verdict(claim, track, word, tuple(parts), entry["figure"], entry["n"], entry["note"])
+    return tuple(parts), word
 
 
 def verdicts(folder: str | Path | None = None) -> dict[tuple[str, str], Verdict]:

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from helpers.claims import registry, scoreboard
+from helpers.markup import literal
 
 CHAPTER = "02_representation"
 
@@ -42,6 +43,18 @@ def test_the_scoreboard_shows_every_claim_and_every_verdict(folder, record):
     assert "{numref}`fig-within`" in page and "[](/notebooks/02_representation.ipynb)" in page
     assert "`vit_large_patch16_224.augreg_in21k`" in page and "It's \\< half" in page
     assert page.count("::::{card}") == len(registry.load()) == page.count("\n::::\n")
+
+
+def test_a_control_that_passes_is_told_of_wherever_the_verdict_stands(folder, record):
+    record_all(record)
+    twin = {"untrained twin": {"value": 0.2, "stderr": 0.01, "groups": 16}}
+    record("R2", value=0.3, n=2560, units="networks", controls=twin)
+    said = "A control passes too (untrained twin). Controls: untrained twin 0.200 (0.179 to 0.221): holds."
+    page = scoreboard.scoreboard_page(folder)
+    assert "≈ holds, and says nothing" in page and literal(said) in page
+    assert "n = 2,560 networks" in page
+    html = scoreboard.chapter_verdicts(CHAPTER)._repr_html_()
+    assert "≈ holds, and says nothing" in html and said in html
 
 
 def test_the_scoreboard_says_what_a_build_has_not_measured(folder):

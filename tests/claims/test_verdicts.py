@@ -111,3 +111,40 @@ def test_numbers_are_shown_as_far_as_they_are_known(record):
     assert str(record("R6", value=-0.3, stderr=0.01)).startswith(
         "R6 on scenes: holds. −0.300 (−0.321 to −0.279), asked for <\N{NO-BREAK SPACE}0"
     )
+
+
+@pytest.mark.parametrize(
+    "value, control, word",
+    [
+        (0.1, 0.1, "holds, and says nothing"),
+        (0.1, -0.1, "holds"),
+        (0.1, 0.01, "holds"),  # a control that may or may not meet the criterion does not pass
+        (-0.1, 0.1, "fails"),
+        (0.01, 0.1, "inconclusive"),
+    ],
+)
+def test_a_control_that_passes_takes_the_meaning_from_a_claim_that_holds(folder, record, value, control, word):
+    controls = {"untrained twin": {"value": control, "stderr": 0.01, "groups": 16}}
+    verdict = record("R2", value=value, controls=controls)
+    assert verdict.word == word == verdicts.verdicts(folder)["R2", "scenes"].word
+    assert verdict.passed_by == (["untrained twin"] if control == 0.1 else [])
+
+
+def test_one_control_of_several_is_enough_and_all_parts_have_to_pass(record):
+    def of(mean, spread):
+        return {"value": [mean, spread], "interval": [(mean - 0.01, mean + 0.01), (spread - 0.01, spread + 0.01)]}
+
+    given = {"value": [0.2, -0.2], "stderr": [0.01, 0.01]}
+    half = record("R1", **given, controls={"second seed": of(0.2, 0.2), "untrained": of(-0.2, -0.2)})
+    assert half.word == "holds" and [control.word for control in half.controls] == ["fails", "fails"]
+    whole = record("R1", **given, controls={"second seed": of(0.2, 0.2), "untrained": of(0.2, -0.2)})
+    assert whole.word == "holds, and says nothing" and whole.passed_by == ["untrained"]
+    assert str(whole.controls[1]) == "untrained mean 0.200 (0.190 to 0.210), spread −0.200 (−0.210 to −0.190): holds"
+
+
+def test_a_control_without_its_uncertainty_is_named(folder, record):
+    with pytest.raises(ValueError, match="R2, control 'untrained': give the uncertainty"):
+        record("R2", controls={"untrained": {"value": 0.1}})
+    with pytest.raises(ValueError, match="R2: n counts one of images, seeds, networks; got 'pixels'"):
+        record("R2", units="pixels")
+    assert not list(folder.rglob("*.json"))
