@@ -11,7 +11,7 @@ One object serves a whole chapter. It is made in the cell of imports and knows w
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -106,6 +106,7 @@ class Chapter:
         n: int | None = None,
         note: str = "",
         jumps: bool = False,
+        controls: Mapping[str, Callable[..., Any] | Sequence[pd.DataFrame | CKAResult]] | None = None,
     ) -> None:
         """Take a claim's statistic of what was measured, with its 95 % interval over groups of images, and record it.
 
@@ -119,6 +120,8 @@ class Chapter:
             note: what a reader of the verdict should know.
             jumps: whether the statistic jumps, as ranks, counts and places of a maximum do: its interval is then a
                 bootstrap's, as the jackknife's would be too short.
+            controls: name → what should not meet the criterion: other tables (or another CKA result) of which the same
+                statistic is taken, or a function that finds it at other places of the same ones.
 
         Raises:
             TypeError: nothing measured, a CKA result beside something else, tables without their number of images.
@@ -128,16 +131,14 @@ class Chapter:
             kinds = ", ".join(type(one).__name__ for one in measured) or "nothing"
             raise TypeError(f"{claim} is judged by tables with a column left_out, or by one CKA result; got {kinds}")
         if isinstance(measured[0], CKAResult):
-            result = measured[0]
-            value, spread = (result.bootstrap if jumps else result.statistic)(statistic)
-            groups, n = result.groups, result.n_images if n is None else n
+            n = measured[0].n_images if n is None else n
         elif n is None:
             raise TypeError(f"{claim}: say how many images are behind the tables: n=…")
-        else:
-            value, spread = (uncertainty.bootstrap if jumps else uncertainty.jackknife)(statistic, *measured)
-            groups = uncertainty.groups(measured[0])
-        error = {"interval": spread} if jumps else {"stderr": spread, "groups": groups}
-        self.record(claim, track, value, **error, figure=figure, n=n, note=note)
+        found = {}
+        for name, of in (controls or {}).items():
+            found[name] = _estimate(of, measured, jumps) if callable(of) else _estimate(statistic, of, jumps)
+        own = _estimate(statistic, measured, jumps)
+        self.record(claim, track, **own, figure=figure, n=n, note=note, controls=found)
 
     def record(self, claim: str, track: str, value: Any, stderr: Any = None, **given: Any) -> None:
         """Record a claim whose statistic and uncertainty are known, print the verdict, and say its numbers.
@@ -154,6 +155,20 @@ class Chapter:
     def verdicts(self) -> ChapterVerdicts:
         """The chapter's claims with their verdicts, for its last cell. Raises as ``chapter_verdicts``."""
         return chapter_verdicts(self.name)
+
+
+def _estimate(
+    statistic: Callable[..., Any], measured: Sequence[pd.DataFrame | CKAResult], jumps: bool
+) -> dict[str, Any]:
+    """A statistic and its uncertainty as ``verdicts.record`` takes them: value, and interval or stderr with groups."""
+    first = measured[0]
+    if isinstance(first, CKAResult):
+        value, spread = (first.bootstrap if jumps else first.statistic)(statistic)
+        groups = first.groups
+    else:
+        value, spread = (uncertainty.bootstrap if jumps else uncertainty.jackknife)(statistic, *measured)
+        groups = uncertainty.groups(first)
+    return {"value": value} | ({"interval": spread} if jumps else {"stderr": spread, "groups": groups})
 
 
 def _models(models: Models) -> list[str] | dict[str, Any]:

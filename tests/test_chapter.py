@@ -213,3 +213,30 @@ def test_a_claim_of_another_chapter_is_refused(chapter, said, table):
     with pytest.raises(ValueError, match="R14 is assigned to chapter 04_skip_connections"):
         chapter.judge("R14", "scenes", mean, table, figure="fig-a", n=30)
     assert not said
+
+
+# Controls
+
+
+def test_a_control_is_the_same_statistic_of_other_tables_or_at_other_places(chapter, folder, table, cka):
+    farther = table.assign(x=table["x"] + 40)
+    about = {"figure": "fig-attention-heads", "n": 32}
+    controls = {"untrained": [farther], "doubled": lambda t: 2 * mean(t)}
+    chapter.judge("R8", "scenes", mean, table, **about, controls=controls)
+    found = recorded(folder, "R8")["controls"]
+    assert [found[name]["value"]["value"] for name in ("untrained", "doubled")] == [42, 4]
+    own = recorded(folder, "R8")["parts"]["value"]
+    width = own["high"] - own["low"]
+    for name, factor in (("untrained", 1), ("doubled", 2)):
+        assert found[name]["value"]["high"] - found[name]["value"]["low"] == pytest.approx(factor * width)
+
+    second = Chapter("02_representation")
+    other = {"diagonal": lambda m: m[0, 0], "itself": [cka]}
+    second.judge("R2", "scenes", lambda m: m[0, 1], cka, figure="fig-within", controls=other)
+    found = recorded(folder, "R2", chapter="02_representation")["controls"]
+    assert found["diagonal"]["value"]["value"] == 1 and found["itself"]["value"]["value"] == 0.5
+
+
+def test_no_controls_no_word_of_them(chapter, folder, table):
+    chapter.judge("R8", "scenes", mean, table, figure="fig-attention-heads", n=32)
+    assert "controls" not in recorded(folder, "R8")
