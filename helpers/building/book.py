@@ -86,9 +86,9 @@ def generated_pages(root: Path, pages: list[str]) -> dict[str, str]:
             )
         made["book/scoreboard"] = scoreboard.scoreboard_page(folder)
     if "book/models" in pages:
-        from helpers.building import models_page as cards
+        from helpers.building import models_page
 
-        made["book/models"] = cards.cards_page()
+        made["book/models"] = models_page.models_page()
     if "book/faults" in pages:
         made["book/faults"] = faults.faults_page(root / "tests")
     if "book/timings" in pages:

@@ -17,7 +17,7 @@ from helpers.networks.accuracy import CUES, TEST_SCENES
 from helpers.networks.catalogue import MAIN, SHORT, Recipe
 
 
-def cards_page(recorded: Path | None = None) -> str:
+def models_page(recorded: Path | None = None) -> str:
     """The page "The models" in MyST markdown. ``recorded``: another folder of recordings than ``data/recorded``."""
     intro = _prose("""
         Two families of models stand behind the measurements of this book. The networks of the *scenes* track were

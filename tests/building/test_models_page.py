@@ -8,7 +8,7 @@ from bs4 import BeautifulSoup
 from test_markup import HOSTILE, read, shown
 
 from helpers import results
-from helpers.building import models_page as cards
+from helpers.building import models_page
 from helpers.claims import registry, scoreboard
 from helpers.claims.verdicts import record
 from helpers.markup import one_line
@@ -31,7 +31,7 @@ def recordings(tmp_path):
 
 
 def test_the_page_lists_every_stored_model_with_its_numbers():
-    page = cards.cards_page()
+    page = models_page.models_page()
     assert page.startswith("# The models\n")
     for name in zoo.names():
         card = zoo.card(name)
@@ -41,7 +41,7 @@ def test_the_page_lists_every_stored_model_with_its_numbers():
 
 
 def test_every_table_is_whole():
-    for table in tables(cards.cards_page()):
+    for table in tables(models_page.models_page()):
         assert len(table) > 2 and len({len(row) for row in table}) == 1
         assert max(len(row) for row in table) <= 6  # columns, for a phone
 
@@ -49,14 +49,14 @@ def test_every_table_is_whole():
 def test_what_is_not_trained_yet_is_listed(tmp_path, monkeypatch):
     untrained = catalogue.Card("vit-wide", "vit", "twice as wide", {"embed_dim": 256})
     monkeypatch.setitem(zoo.ZOO, "vit-wide", untrained)
-    page = cards.cards_page()
+    page = models_page.models_page()
     assert "### In the catalogue, not trained yet" in page and "- `vit-wide`: twice as wide" in page
     monkeypatch.setattr(zoo, "FOLDER", tmp_path)
-    assert "No network is trained yet; `make zoo` trains them." in cards.cards_page()
+    assert "No network is trained yet; `make zoo` trains them." in models_page.models_page()
 
 
 def test_the_models_of_the_recordings_come_from_their_sidecars(recordings):
-    page = cards.cards_page(recordings)
+    page = models_page.models_page(recordings)
     assert "on up to 3,925 photographs" in page
     assert "| `resnet50` | ImageNet | no: 13 of 16 blocks | a \\| b |" in page
     assert "| `vit` | – | yes | timm's hub |" in page
@@ -64,7 +64,7 @@ def test_the_models_of_the_recordings_come_from_their_sidecars(recordings):
 
 
 def test_without_recordings_the_page_says_how_to_make_them(tmp_path):
-    assert "Nothing is recorded yet" in cards.cards_page(tmp_path)
+    assert "Nothing is recorded yet" in models_page.models_page(tmp_path)
 
 
 @pytest.mark.fault("Building the book", "code or markup in the sidecar of a recording", "it is shown as text, not run")
@@ -72,7 +72,7 @@ def test_what_a_sidecar_says_is_text(recordings):
     notes = {"what": "CKA", "units": {"cka": "1"}, "where": recordings}
     models = {text: {"trained_on": text, "source": text, "complete": False, "note": text} for text in HOSTILE}
     results.write("hostile", results.pd.DataFrame({"cka": [0.5]}), models=models, **notes)
-    page = shown(cards.cards_page(recordings))
+    page = shown(models_page.models_page(recordings))
     rows = [[read(cell) for cell in row.select("td")] for row in page.select("tr")]
     for text in map(one_line, HOSTILE):
         assert [text, text, f"no: {text}", text] in rows
@@ -112,4 +112,4 @@ def test_a_sidecar_of_another_form_is_named(recordings, sidecar):
     file = recordings / "similarity.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | sidecar))
     with pytest.raises(ValueError, match=r"similarity\.json"):
-        cards.cards_page(recordings)
+        models_page.models_page(recordings)
