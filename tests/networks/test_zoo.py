@@ -302,7 +302,7 @@ def test_weights_of_another_size_are_refused(tiny_zoo, monkeypatch):
 
 def test_a_hub_that_cannot_be_reached_says_what_to_do(tmp_path):
     """In a process of its own, because the hub's client reads its settings when it is imported."""
-    code = "from helpers import zoo; zoo.load('vit_tiny_patch16_224')"
+    code = "from helpers.networks import zoo; zoo.load('vit_tiny_patch16_224')"
     environment = {
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path),
@@ -365,6 +365,31 @@ def test_a_truncated_older_resnet_is_built_as_its_card_says(folder):
     assert torch.equal(model.conv1.weight, kept["conv1.weight"].half().float())
     with torch.inference_mode():
         assert model.forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 1024, 4, 4)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, None])
+def test_older_resnets_of_any_length_halve_in_the_first_convolution(folder, kept):
+    """All stages that are there but the first, which does not halve; the size of the map is what it is in timm's."""
+    path, *_ = folder
+    cards = json.loads((path / "cards.json").read_text())
+    del cards["old"]["kept_stages"]
+    cards["old"] |= {} if kept is None else {"kept_stages": kept}
+    (path / "cards.json").write_text(json.dumps(cards))
+    model = zoo.load("old", pretrained=False, folder=path)
+    there = [getattr(model, f"layer{stage}") for stage in range(1, 1 + (kept or 4))]
+    assert [stage[0].conv1.stride for stage in there] == [(1, 1), *[(2, 2)] * (len(there) - 1)]
+    assert {stage[0].conv2.stride for stage in there} == {(1, 1)}
+    side = 64 // 2 ** (1 + len(there))
+    with torch.inference_mode():
+        assert model.forward_features(torch.zeros(1, 3, 64, 64)).shape[2:] == (side, side)
+
+
+def test_the_notes_of_a_folders_model_pin_its_weights(folder):
+    path, *_ = folder
+    pinned = files.sha256(path / "weights" / "a.safetensors")
+    notes = {key: value for key, value in zoo.local_card("mine", path).items() if key != "file"}
+    assert zoo.local_notes("mine", path) == {**notes, "sha256": pinned}
+    assert zoo.local_notes("yours", path) == zoo.local_notes("mine") == {}
 
 
 def test_the_untrained_twin_of_a_folders_model(folder):
