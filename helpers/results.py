@@ -19,7 +19,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
-from io import StringIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,9 @@ def write(
         The path of the CSV.
 
     Raises:
-        ValueError: a name that is no such path, an index that is not 0 … N−1, a column of floats without a unit,
-            a unit for a column that is not there, an empty table, a model without a card in the zoo.
+        ValueError: a name that is no such path, an index that is not 0 … N−1, two columns of one name, a column of
+            floats without a unit, a unit for a column that is not there, an empty table, a model without a card in the
+            zoo.
         TypeError: provenance that JSON can't hold.
     """
     path = _path(name, where)
@@ -84,12 +85,15 @@ def write(
         raise ValueError(f"table {name!r} has no rows")
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError(f"table {name!r} keeps data in its index, which is not written: call reset_index() first")
+    if not table.columns.is_unique:
+        raise ValueError(f"table {name!r} has two columns of one name: {list(table.columns)}")
     floats = [column for column in table if pd.api.types.is_float_dtype(table[column])]
     if absent := [column for column in floats if column not in units]:
         raise ValueError(f"table {name!r}: give units={{...}} for the columns {absent} ('1' for a plain number)")
     if strange := [column for column in units if column not in table]:
         raise ValueError(f"table {name!r} has no columns {strange}, for which a unit was given")
     text = table.to_csv(index=False, float_format=f"%.{DIGITS}g", na_rep="NaN", lineterminator="\n")
+    content = text.encode()
     sidecar = {
         "what": what,
         "units": dict(units),
@@ -102,11 +106,11 @@ def write(
         "versions": versions(),
         "code": provenance.get("code") or code_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sha256": _sha256(text),
+        "sha256": hashlib.sha256(content).hexdigest(),
     }
     stored = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
     with replacing(path, path.with_suffix(".json")) as (csv, json_):
-        csv.write_bytes(text.encode())
+        csv.write_bytes(content)
         json_.write_bytes(stored.encode())
     return path
 
@@ -116,18 +120,17 @@ def read(name: str, where: str | Path | None = None) -> tuple[pd.DataFrame, dict
 
     Raises:
         FileNotFoundError: there is no such table; the message says what makes it.
-        ValueError: the table is not the one its sidecar describes.
+        ValueError: the sidecar cannot be read, or the table is not the one that it describes.
     """
     path = _path(name, where)
     if not path.exists():
         raise FileNotFoundError(_missing(name, path))
     if not path.with_suffix(".json").exists():
         raise FileNotFoundError(f"{path} has no sidecar, so nothing is known of it; {_remedy(name, where)}")
-    text = path.read_bytes().decode()
-    sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    if _sha256(text) != sidecar.get("sha256"):
+    content, sidecar = path.read_bytes(), _mapping(path.with_suffix(".json"), _remedy(name, where))
+    if hashlib.sha256(content).hexdigest() != sidecar.get("sha256"):
         raise ValueError(f"{path} and its sidecar are out of step (sha256 differs); {_remedy(name, where)}")
-    table = pd.read_csv(StringIO(text), keep_default_na=False, na_values=["NaN"])
+    table = pd.read_csv(BytesIO(content), keep_default_na=False, na_values=["NaN"])
     return table, sidecar
 
 
@@ -205,10 +208,21 @@ def _weights_hash(name: str) -> str:
         near = difflib.get_close_matches(name, [path.stem for path in ZOO.glob("*.json")], n=3, cutoff=0.5)
         hint = f" (there is {', '.join(near)})" if near else ""
         raise ValueError(f"the zoo has no card of {name!r}{hint}; say what is known of it: models={{{name!r}: …}}")
-    pinned = json.loads(card.read_text(encoding="utf-8")).get("sha256")
+    pinned = _mapping(card, "restore it from version control").get("sha256")
     if not is_sha256(pinned):
         raise ValueError(f"{card} does not pin its weights: its sha256 is {pinned!r}; restore it from version control")
     return pinned
+
+
+def _mapping(file: Path, remedy: str) -> dict[str, Any]:
+    """What a JSON file holds; ValueError, naming the file, where that is no mapping."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"{file} cannot be read ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is to hold a mapping, not {str(found)[:60]}; {remedy}")
+    return found
 
 
 def _path(name: str, where: str | Path | None) -> Path:
@@ -230,7 +244,3 @@ def _remedy(name: str, where: str | Path | None) -> str:
     chapter = re.match(r"\d\d_[a-z0-9_]+(?=/)", name)
     maker = f"the chapter notebooks/{chapter[0]}.ipynb" if chapter else "one of the chapters"
     return f"{maker} writes it: run that, or `make book`"
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -80,7 +80,8 @@ def test_the_stored_models_are_noted_as_the_zoo_has_them(folder, table):
 
 def test_tables_and_verdicts_need_no_torch():
     code = (
-        "import sys; from helpers import results, verdicts; results.recorded('rollout'); verdicts.verdicts();"
+        "import sys; from helpers import results; from helpers.claims import verdicts;"
+        "results.recorded('rollout'); verdicts.verdicts();"
         "results._model_notes(['vit']); print(sorted({'torch', 'torchvision', 'timm'} & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=files.ROOT, capture_output=True, text=True, timeout=300)
@@ -118,6 +119,11 @@ def git(path, *arguments):
     return subprocess.run(["git", *arguments], cwd=path, check=True, capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.fault(
+    "Claims and results",
+    "files in helpers that git does not track, or that were changed",
+    "the note of provenance says so",
+)
 def test_a_commit_is_clean_only_if_the_code_is_that_of_the_commit(book):
     commit = git(book, "rev-parse", "HEAD")
     assert results.code_version() == {"commit": commit, "dirty": False}
@@ -135,6 +141,11 @@ def test_a_commit_is_clean_only_if_the_code_is_that_of_the_commit(book):
     assert results.code_version()["dirty"]
 
 
+@pytest.mark.fault(
+    "Claims and results",
+    "a copy of the book inside another repository",
+    "that repository's commit is not taken for the book's",
+)
 def test_a_copy_inside_another_repository_has_no_commit(book, monkeypatch):
     """As from a tarball: neither the commit of the repository around it, nor one that a hook's variables name."""
     copy = book / "build" / "unpacked"
@@ -164,13 +175,45 @@ def test_a_state_that_git_does_not_tell_is_not_clean(book, monkeypatch):
 # --- tables that are changed, missing or refused
 
 
+@pytest.mark.fault(
+    "Claims and results",
+    "a table or its sidecar changed by hand",
+    "refused: they are out of step; what makes them is named",
+)
 def test_a_changed_table_is_noticed(folder, table):
     path = write(table)
     path.write_text(path.read_text().replace("40", "41"))
     with pytest.raises(ValueError, match=r"out of step.*notebooks/02_representation\.ipynb"):
         results.read("02_representation/within")
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"out of step"):
+        results.read("02_representation/within")
 
 
+@pytest.mark.fault(
+    "Claims and results",
+    "a sidecar or a card that is empty or damaged",
+    "refused, naming the file and what to do",
+)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00"])
+def test_a_damaged_sidecar_or_card_is_named(folder, table, tmp_path, monkeypatch, content):
+    path = write(table).with_suffix(".json")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"within\.json .*notebooks/02_representation\.ipynb"):
+        results.read("02_representation/within")
+    with pytest.raises(ValueError, match=r"within\.json .*notebooks/02_representation\.ipynb"):
+        results.arrays("02_representation/within", folder)
+    files.write(tmp_path / "zoo" / "vit.json", content)
+    monkeypatch.setattr(results, "ZOO", tmp_path / "zoo")
+    with pytest.raises(ValueError, match=r"vit\.json .*restore it"):
+        write(table, models=["vit"])
+
+
+@pytest.mark.fault(
+    "Claims and results",
+    "a table or a sidecar that is not there",
+    "its name, the nearest ones, and what makes it",
+)
 def test_missing_tables_say_what_makes_them(folder, table, tmp_path, monkeypatch):
     write(table)
     with pytest.raises(
@@ -195,6 +238,8 @@ def test_names_that_would_not_do(folder, table, name):
 def test_what_cannot_be_written_as_it_is(folder, table):
     with pytest.raises(ValueError, match=r"give units=.*\['extra'\]"):
         write(table.assign(extra=0.5))
+    with pytest.raises(ValueError, match="two columns of one name"):
+        write(pd.concat([table, table[["images"]]], axis=1))
     with pytest.raises(ValueError, match="no columns"):
         results.write("x", table, what="", units={"cka": "1", "chk": "1"})
     with pytest.raises(ValueError, match="reset_index"):
