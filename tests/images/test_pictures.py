@@ -52,6 +52,7 @@ def tiff(pixels, bits, white_is_zero=False, number=1, height=1):
 # --- kinds of pixels
 
 
+@pytest.mark.fault("Images", "a picture of 16 bits", "its levels are scaled to 8 bits")
 @pytest.mark.parametrize("kind", ["tif", "pgm", "grey.png", "colour.png", "opaque.png"])
 def test_sixteen_bits_are_scaled_to_eight(tmp_path, kind):
     """A ramp of 16 bits has all 256 levels of 8 bits, equally often; clipped at 255 nearly all of it was white."""
@@ -81,6 +82,7 @@ def over_white(colour, alpha):
     return colour * alpha + 255 * (1 - alpha)
 
 
+@pytest.mark.fault("Images", "a transparent picture", "laid on white, and counted")
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
 def test_transparent_pictures_lie_on_white(tmp_path, suffix):
     colour = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -134,6 +136,7 @@ def test_print_colours_black_and_white_and_grey(tmp_path):
     assert read(tmp_path, 1).tolist() == [[[200] * 3]]
 
 
+@pytest.mark.fault("Images", "pixels that are floats, signed or inverted", "refused, naming the file")
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -165,6 +168,7 @@ def test_what_cannot_be_read_faithfully_is_refused_by_name(tmp_path, name, conte
 # --- kinds of files
 
 
+@pytest.mark.fault("Images", "gif, tif, jfif, bmp, webp and other common kinds", "read")
 @pytest.mark.parametrize(
     "name", ["a.jfif", "a.JPE", "a.bmp", "a.gif", "a.TIF", "a.tiff", "a.webp", "a.ppm", "a.PNG", "photo.of.a.png"]
 )
@@ -188,6 +192,9 @@ def test_of_several_pictures_the_first_is_taken(tmp_path, suffix):
     assert np.abs(read(tmp_path, 8).astype(int) - [255, 0, 0]).max() <= 4
 
 
+@pytest.mark.fault(
+    "Images", "pictures of other kinds (heic, avif, svg, raw)", "left out; a warning counts and names them"
+)
 def test_what_is_not_read_is_counted_and_named(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     for name in ("b.heic", "c.HEIC", "d.svg", "e"):
@@ -204,6 +211,7 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
         folder_images(tmp_path)
 
 
+@pytest.mark.fault("Images", ".ipynb_checkpoints, and other hidden files and folders", "no images, and no classes")
 def test_hidden_files_are_no_images_and_no_classes(tmp_path):
     for name in ("a/1.png", "b/2.png"):
         (tmp_path / name).parent.mkdir()
@@ -235,6 +243,7 @@ def photographs(folder, *names):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / name)
 
 
+@pytest.mark.fault("Images", "a class folder or a file that is a symbolic link", "followed")
 def test_linked_folders_and_files_are_followed(tmp_path):
     photographs(tmp_path, "elsewhere/2.png", "elsewhere/3.png", "set/a/1.png", "set/c/4.png", "far.png")
     (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
@@ -252,6 +261,7 @@ def test_linked_folders_and_files_are_followed(tmp_path):
     assert len(folder_images(tmp_path / "link", 8)) == 5
 
 
+@pytest.mark.fault("Images", "a link to nothing, or round in a circle", "refused, naming the link")
 @pytest.mark.parametrize("target", [".", "..", "../b", "../.."])
 def test_links_round_in_a_circle_are_refused(tmp_path, target):
     photographs(tmp_path / "set", "a/1.png", "b/2.png")
@@ -261,6 +271,7 @@ def test_links_round_in_a_circle_are_refused(tmp_path, target):
         folder_images(tmp_path / "set", 8)
 
 
+@pytest.mark.fault("Images", "a link to nothing, or round in a circle", "refused, naming the link")
 @pytest.mark.parametrize("name", ["b.png", "class"])
 def test_links_to_nothing_are_refused(tmp_path, name):
     photographs(tmp_path, "a.png")
@@ -273,12 +284,14 @@ def test_links_to_nothing_are_refused(tmp_path, name):
         folder_images(tmp_path, 8)
 
 
+@pytest.mark.fault("Images", "a folder called x.jpg", "a folder like any other")
 def test_a_folder_may_be_called_like_a_picture(tmp_path):
     photographs(tmp_path, "x.jpg/1.png", "y.jpg/2.png")
     found = folder_images(tmp_path, 8)
     assert found.classes == ("x.jpg", "y.jpg") and len([image for image, _ in found]) == 2
 
 
+@pytest.mark.fault("Images", "a pipe among the pictures", "refused, not waited for")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     photographs(tmp_path, "a.png")
     os.mkfifo(tmp_path / "b.png")
@@ -296,6 +309,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     assert answer and "b.png is a pipe or a device, not a picture; remove it" in answer[0]
 
 
+@pytest.mark.fault("Images", "a file or folder that may not be read", "refused, naming it")
 def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
     """Root may read everything, so the refusals are put in by hand."""
     photographs(tmp_path, "a/1.png", "b/2.png")
@@ -320,6 +334,7 @@ def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
             folder_images(tmp_path, 8)
 
 
+@pytest.mark.fault("Images", "a file name in Latin-1", "refused, naming the file")
 @pytest.mark.parametrize("name", [b"caf\xe9.png", b"caf\xe9/a.png"])
 def test_a_name_in_latin_1_is_refused_and_can_be_printed(tmp_path, name):
     file = os.path.join(os.fsencode(tmp_path), name)
@@ -346,6 +361,7 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
+@pytest.mark.fault("Images", "a picture of 180 megapixels or more", "refused without decoding it, naming the file")
 @pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (15_000, 12_000)])
 def test_a_picture_of_too_many_pixels_is_refused_undecoded(tmp_path, width, height):
     (tmp_path / "huge.png").write_bytes(bomb(width, height))
@@ -375,6 +391,9 @@ def test_of_a_very_long_picture_only_the_middle_is_resized(monkeypatch, width, h
     assert np.abs(found - wanted).max() <= 2
 
 
+@pytest.mark.fault(
+    "Images", "157 bytes that are a picture of 1 × 40,000 pixels", "cropped while it is resized, in little memory"
+)
 def test_a_tiny_file_of_a_very_long_picture_takes_little_memory(tmp_path):
     """157 bytes, 1 × 40,000: resized as a whole to 256 × 10,240,000 it took 10.9 GB."""
     Image.new("RGB", (1, 40_000), (9, 8, 7)).save(tmp_path / "long.png")
@@ -393,6 +412,7 @@ def test_a_size_is_the_side_of_a_square(tmp_path, size):
 # --- damage
 
 
+@pytest.mark.fault("Images", "a JPEG or PNG that is cut off", "refused before any picture is read")
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_a_file_that_is_cut_off_is_refused_before_any_is_read(tmp_path, suffix):
     values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -407,6 +427,7 @@ def test_a_file_that_is_cut_off_is_refused_before_any_is_read(tmp_path, suffix):
     assert torch.from_numpy(read(tmp_path, 64).copy()).float().std() > 20
 
 
+@pytest.mark.fault("Images", "a picture that changes after the set was made", "refused, naming the file")
 def test_what_is_read_is_what_the_hash_says(tmp_path):
     photographs(tmp_path, "a.png")
     found = folder_images(tmp_path, 8)
@@ -418,6 +439,7 @@ def test_what_is_read_is_what_the_hash_says(tmp_path):
         found[0]
 
 
+@pytest.mark.fault("Images", "damage inside a picture", "refused by name when it is read, if it shows")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp", "ppm"])
 def test_whatever_is_damaged_nothing_but_a_valueerror_that_names_it_comes_out(tmp_path, suffix):
     draw = np.random.default_rng(0)

@@ -61,6 +61,7 @@ def test_the_description_of_scenes_pins_corpus_split_and_count():
 # --- folders
 
 
+@pytest.mark.fault("Images", "a photograph taken on its side", "turned upright")
 def test_photographs_are_turned_upright(tmp_path):
     upright, exif = picture(16, 16), Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # the camera was turned: to be shown a quarter turn clockwise
@@ -177,6 +178,7 @@ def shown_and_said(image_set):
     return [(chr(image[0, 0, 0]), image_set.classes[label]) for image, label in image_set]
 
 
+@pytest.mark.fault("Images", "copies of a picture in a folder", "a warning counts them and names one")
 def test_copies_are_counted_and_named(tmp_path):
     root = classed(tmp_path / "set", a=3, b=2)
     with warnings.catch_warnings():
@@ -214,6 +216,11 @@ def test_labels_follow_the_classes_that_are_given(tmp_path):
         images.folder_images(scored, 8, classes=["a", "c", "a"])
 
 
+@pytest.mark.fault(
+    "Images",
+    "classes a, b, c to learn from, and a, c to be scored on",
+    "labels follow the names of the folders; what is missing is named",
+)
 def test_sets_are_matched_by_the_names_of_their_classes(tmp_path):
     learnt = images.folder_images(classed(tmp_path / "learn", a=2, b=2, c=2), 8)
     scored = images.folder_images(classed(tmp_path / "score", a=1, c=2), 8)
@@ -247,6 +254,9 @@ def test_a_limit_leaves_the_labels_as_they_are(tmp_path):
     assert part.classes == whole.classes and part.labels == whole.labels[:3]
 
 
+@pytest.mark.fault(
+    "Images", "pictures beside the class folders, or class folders in several places", "a warning says so"
+)
 def test_folders_that_are_not_those_of_the_classes_are_pointed_out(tmp_path):
     classed(tmp_path / "set" / "train", a=1, b=1)
     classed(tmp_path / "set" / "val", ab=1, b=2)
@@ -291,6 +301,7 @@ def test_the_classes_of_a_torchvision_set_have_its_names(tmp_path):
     assert images.torchvision_images(data, 8).classes == ("ant, emmet", "bee")
 
 
+@pytest.mark.fault("Images", "a torchvision set with transforms of its own", "refused: make it without")
 def test_a_torchvision_set_of_other_things_is_refused(tmp_path):
     root = classed(tmp_path / "set", a=1)
     made = images.torchvision_images(ImageFolder(root, transform=pil_to_tensor), 8)

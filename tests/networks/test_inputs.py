@@ -34,6 +34,7 @@ def test_normalise_uses_the_models_own_mean_and_deviation():
     assert normalise(model, pixels).dtype == torch.float32
 
 
+@pytest.mark.fault("Images", "images of another size than the network takes", "refused, with what to do")
 def test_normalise_says_what_does_not_fit():
     pixels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"does not say how its input is normalised: set model\.pretrained_cfg"):
@@ -81,6 +82,7 @@ def test_the_images_of_a_batch_are_it_or_its_first():
     assert pixels(images_of(2, 1, 8, 8)).shape == (2, 1, 8, 8)  # of other models: normalise asks for three
 
 
+@pytest.mark.fault("Images", "a batch that is a dict, a NumPy array or a list of pictures", "refused, with what to do")
 @pytest.mark.parametrize(
     ("batch", "error", "remedy"),
     [
@@ -115,6 +117,9 @@ def test_any_other_batch_is_refused_with_what_to_do(batch, error, remedy):
 # --- range and precision
 
 
+@pytest.mark.fault(
+    "Images", "normalised pixels, floats of 0 … 255, whole numbers other than uint8", "refused, with what to do"
+)
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [
@@ -145,6 +150,9 @@ def test_rounding_beyond_the_range_is_taken():
     assert images.max() > 1 and normalise(model, images).isfinite().all()
 
 
+@pytest.mark.fault(
+    "Networks and weights", "a network in half, bfloat16 or double precision", "images are cast to its precision"
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
 def test_models_of_every_precision_run(name, dtype):
@@ -174,6 +182,9 @@ def test_a_model_without_weights_is_given_float32():
     assert normalise(model, images_of(1, 3, 8, 8)).dtype == torch.float32
 
 
+@pytest.mark.fault(
+    "Networks and weights", "a mean or deviation that cannot be, such as a deviation of 0", "refused, naming it"
+)
 @pytest.mark.parametrize(
     "statistics",
     [

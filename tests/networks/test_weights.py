@@ -39,6 +39,9 @@ def test_weights_come_back_exactly_and_without_a_word(file):
     assert equal(made.state_dict(), found.state_dict())
 
 
+@pytest.mark.fault(
+    "Networks and weights", "weights that are not those of their card (sha256)", "refused, naming the file"
+)
 @pytest.mark.parametrize("expected", ["0" * 64, ""])
 def test_weights_of_another_hash_are_refused(file, expected):
     save_file(network().state_dict(), file)
@@ -46,6 +49,7 @@ def test_weights_of_another_hash_are_refused(file, expected):
         load_into(network(), file, expected, "fetch them")
 
 
+@pytest.mark.fault("Networks and weights", "weights that are NaN or infinite", "refused, naming the first of them")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["3.weight", "1.running_var"])
 def test_weights_that_are_not_finite_are_refused(file, name, value):
@@ -83,6 +87,11 @@ WRAPPED = {
 }
 
 
+@pytest.mark.fault(
+    "Networks and weights",
+    "names of weights that a wrapper has made longer (module., _orig_mod., model., state_dict.)",
+    "read without it, with a warning",
+)
 @pytest.mark.parametrize("wrapper", WRAPPED)
 def test_wrapped_weights_are_read_with_a_warning(file, wrapper):
     made, found = network(1), network(2)
@@ -127,6 +136,7 @@ NESTED = {
 }
 
 
+@pytest.mark.fault("Networks and weights", "weights in a pickle", "refused, with the command that converts it")
 @pytest.mark.parametrize(
     "nesting, name",
     [("plain", "really a pickle.safetensors"), ("plain", "my 'best' weights.pth"), *((key, "a.bin") for key in NESTED)],
@@ -147,6 +157,7 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(tmp_path, nesting
     assert equal(made.state_dict(), found.state_dict())
 
 
+@pytest.mark.fault("Networks and weights", "a pickle that runs code", "neither read nor run")
 def test_a_pickle_that_runs_code_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
@@ -160,6 +171,9 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.fault(
+    "Networks and weights", "a file of weights that is damaged or something else", "refused, naming the file"
+)
 def test_other_files_are_named(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"\0" * 50)
     with pytest.raises(OSError, match=r"a\.safetensors are corrupt or no safetensors .*fetch them"):

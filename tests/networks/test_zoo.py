@@ -264,6 +264,7 @@ def test_corrupt_weights_are_refused(tiny_zoo, damage):
         zoo.load("vit")
 
 
+@pytest.mark.fault("Networks and weights", "a card whose sha256 is empty, null or no hash", "refused, naming the card")
 @pytest.mark.parametrize("pinned", [None, "", "0", 0, "absent"])
 def test_weights_that_the_zoos_card_does_not_pin_are_refused(tiny_zoo, pinned):
     card = json.loads((tiny_zoo / "vit.json").read_text())
@@ -275,6 +276,7 @@ def test_weights_that_the_zoos_card_does_not_pin_are_refused(tiny_zoo, pinned):
         zoo.load("vit")
 
 
+@pytest.mark.fault("Training", "weights that are not finite after the last step", "not stored")
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e6])
 def test_weights_that_are_not_finite_in_half_precision_are_not_stored(tiny_zoo, value):
     before = {file.name: file.read_bytes() for file in tiny_zoo.iterdir()}
@@ -285,6 +287,7 @@ def test_weights_that_are_not_finite_in_half_precision_are_not_stored(tiny_zoo, 
     assert {file.name: file.read_bytes() for file in tiny_zoo.iterdir()} == before
 
 
+@pytest.mark.fault("Networks and weights", "a card that is no JSON", "refused, naming the card")
 def test_a_corrupt_card_is_named(tiny_zoo):
     (tiny_zoo / "vit.json").write_text('{"name": "vi')
     with pytest.raises(OSError, match=r"vit\.json cannot be read .*restore it"):
@@ -300,6 +303,9 @@ def test_weights_of_another_size_are_refused(tiny_zoo, monkeypatch):
         zoo.load("vit")
 
 
+@pytest.mark.fault(
+    "Networks and weights", "no network, and weights that have to be fetched", "an error that says what to do"
+)
 def test_a_hub_that_cannot_be_reached_says_what_to_do(tmp_path):
     """In a process of its own, because the hub's client reads its settings when it is imported."""
     code = "from helpers.networks import zoo; zoo.load('vit_tiny_patch16_224')"
@@ -423,6 +429,9 @@ def change(path, name, **changes):
     (path / "cards.json").write_text(json.dumps(cards))
 
 
+@pytest.mark.fault(
+    "Networks and weights", "weights that are not those of their card (sha256)", "refused, naming the file"
+)
 def test_weights_of_a_folder_are_those_that_their_card_pins(folder):
     path, vit, _ = folder
     right = files.sha256(path / "weights" / "a.safetensors")
@@ -433,6 +442,7 @@ def test_weights_of_a_folder_are_those_that_their_card_pins(folder):
         zoo.load("mine", folder=path)
 
 
+@pytest.mark.fault("Networks and weights", "a card that names weights outside its folder", "refused, naming the file")
 @pytest.mark.parametrize("outside", ["../../theirs.safetensors", "/", "sub/../../../theirs.safetensors", "link"])
 def test_weights_outside_the_folder_are_refused(folder, outside):
     path, vit, _ = folder
@@ -479,6 +489,9 @@ WRONG = [
 ]
 
 
+@pytest.mark.fault(
+    "Networks and weights", "a mean or deviation that cannot be, such as a deviation of 0", "refused, naming it"
+)
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("name, changes, says", WRONG, ids=lambda value: str(value)[:30])
 def test_a_value_that_cannot_be_is_refused(folder, name, changes, says, pretrained):
@@ -487,6 +500,7 @@ def test_a_value_that_cannot_be_is_refused(folder, name, changes, says, pretrain
         zoo.load(name, folder=folder[0], pretrained=pretrained)
 
 
+@pytest.mark.fault("Networks and weights", "cards that are no mapping, or lack a key", "refused, naming the key")
 def test_cards_that_are_no_mapping_are_refused(folder):
     (folder[0] / "cards.json").write_text('{"mine": ["test_vit"]}')
     with pytest.raises(ValueError, match="the card of 'mine' .* is no mapping"):
@@ -496,6 +510,7 @@ def test_cards_that_are_no_mapping_are_refused(folder):
         zoo.load("mine", folder=folder[0])
 
 
+@pytest.mark.fault("Networks and weights", "weights that are NaN or infinite", "refused, naming the first of them")
 def test_weights_of_the_hub_that_are_not_finite_are_refused(monkeypatch):
     model = timm.create_model("test_vit")
     model.head.weight.data[0, 0] = NAN
@@ -504,6 +519,7 @@ def test_weights_of_the_hub_that_are_not_finite_are_refused(monkeypatch):
         zoo.load("test_vit")
 
 
+@pytest.mark.fault("Networks and weights", "cards that are no mapping, or lack a key", "refused, naming the key")
 @pytest.mark.parametrize(
     "card, says",
     [
