@@ -52,7 +52,7 @@ def inspect(file: Path) -> tuple[bytes, bool]:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             _check_kind(picture)
             transparent = picture.has_transparency_data
-            if not content.endswith(_ENDS.get(picture.format, b"")):
+            if not content.endswith(_ENDS.get(picture.format or "", b"")):
                 picture.load()  # bytes after the end do no harm: only decoding tells
     return hashlib.sha256(content).digest(), transparent
 
@@ -143,7 +143,8 @@ def _check_kind(picture: Image.Image) -> None:
     if signed or (grey16 and tags and (white_is_zero or tuple(bits) != (16,))):
         raise ValueError("its pixels are signed, inverted or of an odd number of bits; save it as 8 bits")
     if "transparency" in picture.info and picture.mode != "P":
-        raw = picture.tile[0][3] if picture.format == "PNG" and picture.tile else picture.mode
+        tiles = getattr(picture, "tile", ())  # how the pixels are stored, of a picture that was read from a file
+        raw = tiles[0][3] if picture.format == "PNG" and tiles else picture.mode
         if grey16 or raw != picture.mode:
             raise ValueError("it marks one value of 2, 4 or 16 bits as transparent; save it with an alpha channel")
 

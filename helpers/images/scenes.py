@@ -16,6 +16,7 @@ import colorsys
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class Corpus:
     shapes: tuple[str, ...] = SHAPES
     textures: tuple[str, ...] = TEXTURES
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for cue in ("shape", "texture", "palette"):
             if not 0 <= getattr(self, cue) <= 1:
                 raise ValueError(f"the reliability of {cue} is a probability, from 0 to 1; got {getattr(self, cue)}")
@@ -83,7 +84,8 @@ class Corpus:
         """The same corpus with one cue ("shape", "texture" or "palette") made to tell nothing."""
         if cue not in ("shape", "texture", "palette"):
             raise ValueError(f"a cue is shape, texture or palette; got {cue!r}")
-        return replace(self, **{cue: 0.0})
+        nothing: dict[str, Any] = {cue: 0.0}
+        return replace(self, **nothing)
 
 
 NOVEL = Corpus(shapes=NOVEL_SHAPES, textures=NOVEL_TEXTURES)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import VisionDataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from helpers.images import pictures, scenes
@@ -172,7 +173,7 @@ def folder_images(
     )
 
 
-def torchvision_images(dataset: Dataset, size: int = 224, limit: int | None = None, seed: int = 0) -> ImageSet:
+def torchvision_images(dataset: VisionDataset, size: int = 224, limit: int | None = None, seed: int = 0) -> ImageSet:
     """A torchvision set of (PIL image, label), such as ``torchvision.datasets.Imagenette(root, download=True)``.
 
     Resized, cropped and shuffled as by ``folder_images``. The hash covers the set's name and the order.
@@ -225,7 +226,7 @@ def _label_folders(
 
 def _copies(files: Sequence[Path], digests: Sequence[bytes]) -> dict:
     """How many files have the bytes of an earlier one, with a warning; nothing where all differ."""
-    earliest = {}
+    earliest: dict[bytes, Path] = {}
     copies = [file for file, digest in zip(files, digests, strict=True) if earliest.setdefault(digest, file) != file]
     if not copies:
         return {}

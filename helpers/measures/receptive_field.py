@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from helpers.networks.geometry import Centres
 from helpers.networks.inputs import normalise
-from helpers.networks.places import BRANCHES, STREAM
+from helpers.networks.places import BRANCH_OUTPUTS, STREAM
 from helpers.networks.positions import positions
 from helpers.networks.taps import Tap, capture, evaluating, taps_for
 from helpers.uncertainty import GROUPS, delete_one
@@ -106,7 +106,7 @@ def effective_receptive_fields(
         raise ValueError(f"at least {groups} images (N, 3, H, W) are needed for {groups} groups; got {images.shape}")
     if channels is not None and channels < 1:
         raise ValueError(f"channels is a number of channels, at least 1, or None for all; got {channels}")
-    taps = taps_for(model, [*STREAM, *BRANCHES]) if taps is None else taps
+    taps = taps_for(model, [*STREAM, *BRANCH_OUTPUTS]) if taps is None else taps
     last = sum(tap.kind in STREAM for tap in taps) - 1
     if length is not None and length < last:
         raise ValueError(f"{last} places after the first are read, more than the {length} that length says there are")

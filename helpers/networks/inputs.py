@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +64,7 @@ def normalise(model: nn.Module, images: Tensor) -> Tensor:
     weight = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
     images = images.to(weight.device)
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    mean, std = _channels(mean, images.device), _channels(std, images.device)
-    return ((images - mean) / std).to(weight.dtype)
+    return ((images - _channels(mean, images.device)) / _channels(std, images.device)).to(weight.dtype)
 
 
 def image_size(model: nn.Module) -> tuple[int, int] | None:
@@ -73,12 +73,15 @@ def image_size(model: nn.Module) -> tuple[int, int] | None:
     The size that its patch embedding was made for, where it has one; otherwise that of ``model.pretrained_cfg``,
     unless timm says there that it is not fixed.
     """
-    embed, config = _embedding(model), getattr(model, "pretrained_cfg", None)
+    embed: Any = _embedding(model)
+    config = getattr(model, "pretrained_cfg", None)
     if embed is not None:
-        return tuple(embed.img_size) if getattr(embed, "strict_img_size", True) else None
+        height, width = embed.img_size
+        return (height, width) if getattr(embed, "strict_img_size", True) else None
     if not config or "input_size" not in config or not config.get("fixed_input_size", True):
         return None
-    return tuple(config["input_size"][1:])
+    _, height, width = config["input_size"]
+    return height, width
 
 
 def _remedy(images: object) -> str:
@@ -91,7 +94,7 @@ def _remedy(images: object) -> str:
     if kind == "PIL":
         return "turn pictures into tensors: torchvision.transforms.v2.functional.pil_to_tensor"
     if isinstance(images, str):
-        return "images.folder_images(path) reads pictures from files"
+        return "helpers.images.sources.folder_images(path) reads pictures from files"
     return "stack the images into one tensor with torch.stack"
 
 

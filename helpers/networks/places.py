@@ -6,5 +6,5 @@ of the kinds of a group: a ViT has an embedding and two sums a block, a ResNet a
 
 STREAM = ("embed", "resid_mid", "resid_post", "stem", "block")  # the residual stream, block by block
 OUTPUTS = ("resid_post", "block")  # the output of each full block, as in the paper
-BRANCHES = ("attn", "mlp", "token_mix", "channel_mix", "branch")  # what is about to be added to the stream
+BRANCH_OUTPUTS = ("attn", "mlp", "token_mix", "channel_mix", "branch")  # what is about to be added to the stream
 LENGTH = {"resnet50": 16, "resnet152": 50}  # model → residual blocks of the complete network, if ours may lack some

@@ -78,15 +78,17 @@ def token_grid(model: nn.Module, size: tuple[int, int] | None = None, tap: Tap |
     """
 
     def grid(network: nn.Module) -> tuple[int, int]:
-        embed = _embedding(network)
+        embed: Any = _embedding(network)
         if embed.grid_size is not None and getattr(embed, "strict_img_size", True):
-            return tuple(embed.grid_size)
+            rows, columns = embed.grid_size
+            return rows, columns
         if size is None:
             raise ValueError(
                 f"{type(network).__name__} takes images of any size, so its tokens alone do not say where they lie: "
                 "say how large the images are, size=(H, W)"
             )
-        return tuple(embed.dynamic_feat_size(size))
+        rows, columns = embed.dynamic_feat_size(size)
+        return rows, columns
 
     return _agreed(model, tap, lambda network: _embedding(network) is not None, grid, "grids of patches")
 
@@ -110,8 +112,12 @@ def positions(
             for tokens of images that are not square where the network does not say into how many patches it cuts them.
         tap: where ``x`` was read; needed where a model holds several networks, and for what is not a block's output.
 
-    Raises ``ValueError`` for an activation with no positions left, for tokens that make up no grid or of which the
-    grid is not known, and for networks of which the layout is not known (Hiera, TinyVit, Nest).
+    Returns:
+        its positions row by row, its prefix tokens, and rows and columns of the grid.
+
+    Raises:
+        ValueError: an activation with no positions left, tokens that make up no grid or of which the grid is not
+            known, and networks of which the layout is not known (Hiera, TinyVit, Nest).
     """
     for part in model.modules() if tap is None else _around(model, tap):
         if isinstance(part, UNKNOWN):
@@ -122,7 +128,7 @@ def positions(
     if x.ndim == 4:
         if _channels_last(model, tap):
             x = x.permute(0, 3, 1, 2)
-        have, prefix, cells = tuple(x.shape[2:]), x[:, :0, 0, :0], x
+        have, prefix, cells = (x.shape[2], x.shape[3]), x[:, :0, 0, :0], x
     elif x.ndim == 3:
         number, have = _tokens(model, x.shape[1], size, tap)
         prefix = x[:, :number]
@@ -135,7 +141,7 @@ def positions(
     if grid is not None and tuple(grid) != have:
         if grid[0] > have[0] or grid[1] > have[1]:
             raise ValueError(f"{have[0]} × {have[1]} positions cannot be averaged down to {grid[0]} × {grid[1]}")
-        cells, have = adaptive_avg_pool2d(cells, grid), tuple(grid)
+        cells, have = adaptive_avg_pool2d(cells, grid), (grid[0], grid[1])
     return Positions(cells.flatten(2).transpose(1, 2), prefix, have)
 
 
@@ -162,15 +168,15 @@ def _tokens(model: nn.Module, count: int, size: tuple[int, int] | None, tap: Tap
         columns = (count - prefix) // max(rows, 1)
         if rows and rows * columns == count - prefix and math.isclose(rows, columns * ratio):
             return prefix, (rows, columns)
-    shape = "square grid" if size is None or size[0] == size[1] else f"grid of squares on {size[0]} × {size[1]} px"
-    raise ValueError(f"{count} tokens make up no {shape}, with {number} prefix tokens or none")
+    kind = "square grid" if size is None or size[0] == size[1] else f"grid of squares on {size[0]} × {size[1]} px"
+    raise ValueError(f"{count} tokens make up no {kind}, with {number} prefix tokens or none")
 
 
 def _halvings(grid: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """A grid, and what a stride of 2 makes of it again and again; an odd side keeps its last row."""
     yield grid
     while max(grid) > 1:
-        grid = tuple(-(-side // 2) for side in grid)
+        grid = (grid[0] + 1) // 2, (grid[1] + 1) // 2
         yield grid
 
 
@@ -213,14 +219,16 @@ def _is_network(part: nn.Module) -> bool:
     return isinstance(getattr(part, "cls_token", None), Tensor) or _embedding(part) is not None
 
 
-def _prefix_of(network: nn.Module) -> int:
+def _prefix_of(network: Any) -> int:
+    """Number of prefix tokens of a network of tokens."""
     if hasattr(network, "num_prefix_tokens"):
         return network.num_prefix_tokens
-    token = getattr(network, "cls_token", None)  # PiT; a Mixer has none
+    token: Tensor | None = getattr(network, "cls_token", None)  # PiT; a Mixer has none
     return 0 if token is None else token.shape[1]
 
 
 def _class_token_of(network: nn.Module) -> bool:
+    """Whether a network of tokens has a class token."""
     return bool(getattr(network, "has_class_token", getattr(network, "cls_token", None) is not None))
 
 

@@ -21,10 +21,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from timm.layers import Mlp
 from timm.models import beit, convnext, eva, mlp_mixer, swin_transformer, vision_transformer, vision_transformer_relpos
 from timm.models.resnet import ResNet
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 KINDS = {
     "embed": "tokens on entering the first block",
@@ -87,10 +89,14 @@ def taps_for(model: nn.Module, kinds: Iterable[str] | None = None) -> list[Tap]:
     token_mix and channel_mix. ResNets (v1 and v2): stem, the convolutions, norms and activations of each block,
     its branch and its output. ConvNeXt: likewise. Other timm models with ``blocks``: the blocks' outputs.
 
-    Names are the module's, ``blocks.3.resid_mid`` for the stream within block 3. Raises ``ValueError`` for an
-    unknown kind, for a model that nothing is known about, and if no tap of the kinds is left.
+    Names are the module's, ``blocks.3.resid_mid`` for the stream within block 3. Of a module that holds the network,
+    names begin with where it lies (``body.blocks.3.resid_mid``, ``body.embed``); ResNets are known by themselves alone.
+
+    Raises:
+        ValueError: an unknown kind, a model that nothing is known about, or no tap of the kinds left.
     """
-    unknown = set(kinds or ()) - set(KINDS)
+    wanted = set(KINDS if kinds is None else kinds)
+    unknown = wanted - set(KINDS)
     if unknown:
         close = nearest(sorted(unknown)[0], KINDS)
         raise ValueError(f"unknown kind of tap {sorted(unknown)}{close}; kinds are {', '.join(KINDS)}")
@@ -100,17 +106,18 @@ def taps_for(model: nn.Module, kinds: Iterable[str] | None = None) -> list[Tap]:
             f"{type(model).__name__}: nothing is known about where to read it; name the modules yourself with "
             "taps_named(model, names), where the names are those of model.named_modules()"
         )
-    chosen = taps if kinds is None else [tap for tap in taps if tap.kind in set(kinds)]
+    chosen = [tap for tap in taps if tap.kind in wanted]
     if not chosen:
         have = dict.fromkeys(tap.kind for tap in taps)
-        raise ValueError(f"{type(model).__name__} has no tap of kind {sorted(set(kinds))}; it has {', '.join(have)}")
+        raise ValueError(f"{type(model).__name__} has no tap of kind {sorted(wanted)}; it has {', '.join(have)}")
     return chosen
 
 
 def taps_named(model: nn.Module, names: Iterable[str], where: str = "output") -> list[Tap]:
-    """Taps at any modules, by their names in ``model.named_modules()``, in the order given.
+    """Taps at any modules, by their names in ``model.named_modules()``, in the order given; ``where`` as of a ``Tap``.
 
-    Raises ``ValueError`` with the nearest names for a name the model does not have.
+    Raises:
+        ValueError: a name that the model does not have, with the nearest ones; another ``where``.
     """
     taps = [Tap(name if where == "output" else f"{name}.{where}", name, where) for name in names]
     for tap in taps:
@@ -118,19 +125,23 @@ def taps_named(model: nn.Module, names: Iterable[str], where: str = "output") ->
     return taps
 
 
-def _is_there(module: nn.Module | None) -> bool:
+def _is_there(module: Any) -> bool:
+    """Whether a module is one that does something: not None, and not what timm puts in the place of one left out."""
     return module is not None and not isinstance(module, nn.Identity)
 
 
 def _blocks(model: nn.Module) -> Iterator[Tap]:
     """Taps of models made of ``blocks``: transformers, Mixers, ConvNeXts, and the block outputs of others."""
-    found = {name: module for name, module in model.named_modules() if re.search(r"(^|\.)blocks(\.\d+)+$", name)}
-    found = {name: block for name, block in found.items() if not any(other.startswith(name + ".") for other in found)}
-    modules = dict(model.named_modules())
-    for i, (name, block) in enumerate(found.items()):
+    modules: dict[str, Any] = dict(model.named_modules())
+    names = [name for name in modules if re.search(r"(^|\.)blocks(\.\d+)+$", name)]
+    names = [name for name in names if not any(other.startswith(name + ".") for other in names)]  # the innermost
+    homes = [_home(name) for name in names]  # of the network that each block belongs to
+    for i, (name, home) in enumerate(zip(names, homes, strict=True)):
+        block = modules[name]
+        first, last = home not in homes[:i], home not in homes[i + 1 :]
         if isinstance(block, PRE_NORM_BLOCKS):
-            if i == 0:
-                yield Tap("embed", name, "input", "embed")
+            if first:
+                yield Tap(f"{home}embed", name, "input", "embed")
             yield Tap(f"{name}.norm1", f"{name}.norm1", "output", "norm")
             yield Tap(f"{name}.attn", f"{name}.drop_path1", "output", "attn")
             yield Tap(f"{name}.resid_mid", f"{name}.norm2", "input", "resid_mid")
@@ -139,8 +150,8 @@ def _blocks(model: nn.Module) -> Iterator[Tap]:
             yield Tap(f"{name}.mlp", f"{name}.drop_path2", "output", "mlp")
             yield Tap(f"{name}.resid_post", name, "output", "resid_post")
         elif isinstance(block, mlp_mixer.MixerBlock):
-            if i == 0:
-                yield Tap("embed", name, "input", "embed")
+            if first:
+                yield Tap(f"{home}embed", name, "input", "embed")
             yield Tap(f"{name}.norm1", f"{name}.norm1", "output", "norm")
             yield Tap(f"{name}.token_mix", f"{name}.drop_path", "output", "token_mix", call=0)
             yield Tap(f"{name}.resid_mid", f"{name}.norm2", "input", "resid_mid")
@@ -149,8 +160,8 @@ def _blocks(model: nn.Module) -> Iterator[Tap]:
             yield Tap(f"{name}.channel_mix", f"{name}.drop_path", "output", "channel_mix", call=1)
             yield Tap(f"{name}.resid_post", name, "output", "resid_post")
         elif isinstance(block, convnext.ConvNeXtBlock):
-            if i == 0:
-                yield Tap("stem", "stem", "output", "stem")
+            if first:
+                yield Tap(f"{home}stem", f"{home}stem", "output", "stem")
             yield Tap(f"{name}.conv_dw", f"{name}.conv_dw", "output", "conv")
             yield Tap(f"{name}.norm", f"{name}.norm", "output", "norm")
             yield _hidden(name, block.mlp, "mlp")
@@ -158,20 +169,29 @@ def _blocks(model: nn.Module) -> Iterator[Tap]:
             yield Tap(name, name, "output", "block")
         else:
             yield Tap(name, name, "output", "block")
-    if found and isinstance(block, (*PRE_NORM_BLOCKS, mlp_mixer.MixerBlock)) and _is_there(modules.get("norm")):
-        yield Tap("norm", "norm", "output", "norm")
+        ends = last and isinstance(block, (*PRE_NORM_BLOCKS, mlp_mixer.MixerBlock))
+        if ends and _is_there(modules.get(f"{home}norm")):
+            yield Tap(f"{home}norm", f"{home}norm", "output", "norm")
+
+
+def _home(block: str) -> str:
+    """Where the network of a block lies within a model, with a dot at the end; "" if the model is that network.
+
+    "body.blocks.3" and "body.stages.0.blocks.3" lie in "body.".
+    """
+    return re.split(r"(?<![^.])(?:(?:stages|layers|transformers)[._]\d+\.)?blocks\.", block, maxsplit=1)[0]
 
 
 def _hidden(block: str, mlp: nn.Module, attribute: str) -> Tap:
     """Hidden activations: after the non-linearity; in gated MLPs what enters the last layer."""
-    if type(mlp).__name__ == "Mlp":
+    if isinstance(mlp, Mlp):
         return Tap(f"{block}.mlp_hidden", f"{block}.{attribute}.act", "output", "mlp_hidden")
     return Tap(f"{block}.mlp_hidden", f"{block}.{attribute}.fc2", "input", "mlp_hidden")
 
 
 def _resnet(model: ResNet | ResNetV2) -> Iterator[Tap]:
     """Taps of timm's ResNets: v1 (``layer1`` … ``layer4``) and v2 (``stages``), BiT among them."""
-    first = isinstance(model, ResNet)
+    first = isinstance(model, ResNet)  # v1
     kinds = {"conv": "conv", "bn": "norm", "norm": "norm", "act": "act"}
     if first:
         for name in ("conv1", "bn1", "act1"):
@@ -196,11 +216,13 @@ def _resnet(model: ResNet | ResNetV2) -> Iterator[Tap]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
+    """The nearest of some names, in brackets, for a message; "" if none is near."""
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
     return f" (nearest: {', '.join(close)})" if close else ""
 
 
 def _module(model: nn.Module, tap: Tap) -> nn.Module:
+    """The module of a tap. Raises ValueError, with the nearest names, where the model has no such module."""
     try:
         return model.get_submodule(tap.module)
     except AttributeError:
@@ -224,11 +246,12 @@ def capture(
     The dictionary is filled anew by each ``model(images)``, in the order of ``taps`` whatever the order of
     execution: name → ``fn(activation)``, or a copy of the activation without ``fn``. ``fn`` runs inside the hook; where
     it returns the activation itself or a view of it, a copy is kept. ``with_tap``: call ``fn(activation, tap)``.
-    Gradients, modes and devices are left alone.
+    Gradients, modes and devices are left alone. The hooks are removed in every case.
 
-    Raises ``ValueError`` for a module that does not exist or a label used twice, ``TypeError`` where a tapped
-    module hands over something else than a tensor, ``RuntimeError`` naming the tap where it fired twice, never
-    fired, or fired outside ``model(images)``. The hooks are removed in every case.
+    Raises:
+        ValueError: a module that does not exist, or a label used twice.
+        TypeError: a tapped module hands over something else than a tensor.
+        RuntimeError: a tap, which is named, fired twice, never, or outside ``model(images)``.
     """
     taps = list(taps)
     names = [tap.name for tap in taps]
@@ -274,7 +297,7 @@ def capture(
             raise RuntimeError(f"taps that never fired: {', '.join(silent)}; this forward pass calls no such module")
         captured.update((name, fresh.pop(name)) for name in names)
 
-    def hook(tap: Tap, module: nn.Module):
+    def hook(tap: Tap, module: nn.Module) -> RemovableHandle:
         if tap.where == "output":
             return module.register_forward_hook(lambda module, args, output: read(tap, output))
         return module.register_forward_pre_hook(lambda module, args: read(tap, args[0] if args else None))

@@ -2,9 +2,9 @@
 
 A run can be stopped at any time and goes on where it stopped, to the same weights (bit for bit, with the same number of
 threads): the images of step *s* and their augmentation depend on (seed, *s*) alone, and the learning rate on *s* alone,
-so weights and optimiser states are all that has to be kept. They are kept in ``.training/``, with the rendered scenes,
-where ``make clean`` leaves them. Both are checked before they are used: a damaged checkpoint is refused, damaged scenes
-are rendered again. One process at a time trains a model.
+so weights and optimiser states are all that has to be kept. They are kept in ``.training/``, with the scenes
+(``rendered``), where ``make clean`` leaves them. A checkpoint is checked before it is used, and refused if it is
+damaged. One process at a time trains a model.
 
 The recipe is that of today's small transformers: cross-entropy, flips and quarter turns, linear warm-up and cosine
 decay, gradient clipping, bfloat16 autocast; Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for
@@ -17,11 +17,9 @@ import argparse
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -35,16 +33,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from helpers import files
-from helpers.images import motifs, scenes
-from helpers.images.scenes import Corpus, render, split
-from helpers.networks import zoo
+from helpers.networks import rendered, zoo
 from helpers.networks.accuracy import TEST_SCENES, measure
 from helpers.networks.catalogue import Card, Recipe
-from helpers.networks.colours import fit_colours
+from helpers.networks.colours import ColourHistogram, fit_colours
 from helpers.networks.inputs import normalise
 
 WORK = files.ROOT / ".training"  # rendered scenes (1.2 GB) and unfinished runs
-CURVE_POINTS = 50
+CURVE_POINTS = 50  # about so many points of the loss are kept
 CHECKPOINT_SECONDS = 60
 
 
@@ -91,7 +87,7 @@ def train(
             return _train_baseline(card, work, test_scenes)
         steps = card.recipe.images_seen // card.recipe.batch
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        scenes_and_labels = training_scenes(card.corpus, card.recipe.distinct_images, work)
+        scenes_and_labels = rendered.training_scenes(card.corpus, card.recipe.distinct_images, work)
         checkpoint = work / f"{card.name}-{_fingerprint(card)}.pt"
         run = _begin(card, checkpoint, device)
         last = steps if stop_after is None else min(steps, run.step + stop_after)
@@ -137,6 +133,7 @@ def _begin(card: Card, checkpoint: Path, device: torch.device) -> _Run:
 
 
 def _keep(run: _Run, checkpoint: Path) -> None:
+    """Write a checkpoint."""
     state = {"step": run.step, "curve": run.curve, "seconds": run.seconds, "smoothed": run.smoothed}
     state |= {"model": run.model.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in run.optimisers]}
     with files.replacing(checkpoint) as (part,):
@@ -154,7 +151,7 @@ def _read_checkpoint(checkpoint: Path, device: torch.device) -> dict:
         if damaged is None:
             return torch.load(checkpoint, map_location=device, weights_only=True)
     except Exception as error:  # of a damaged archive zipfile and torch raise many kinds
-        damaged = error
+        damaged = str(error)
     raise OSError(f"the checkpoint {checkpoint} is damaged ({damaged}); delete it, and the run starts anew")
 
 
@@ -167,7 +164,10 @@ def _go_on(
     checkpoint_seconds: float,
     progress: bool,
 ) -> None:
-    """Take a run to step ``last``. The other arguments are those of ``train``."""
+    """Take a run to step ``last``, keeping checkpoints; ``scenes_and_labels`` as ``rendered.training_scenes`` has them.
+
+    Raises FloatingPointError where the loss is not finite.
+    """
     batch, steps = card.recipe.batch, card.recipe.images_seen // card.recipe.batch
     seen = {"total": steps * batch, "initial": run.step * batch, "unit": " images"}
     device = next(run.model.parameters()).device
@@ -248,13 +248,15 @@ def _start(card: Card) -> nn.Module:
 def _train_baseline(card: Card, work: Path, test_scenes: int) -> nn.Module:
     """Fit the colour histogram to the scenes that the networks are trained on."""
     started = time.monotonic()
-    model = fit_colours(zoo.build(card), *training_scenes(card.corpus, card.recipe.distinct_images, work))
+    scenes_and_labels = rendered.training_scenes(card.corpus, card.recipe.distinct_images, work)
+    model = fit_colours(ColourHistogram(len(card.corpus.classes)), *scenes_and_labels)
     run = _about_run(time.monotonic() - started, card.recipe.distinct_images, torch.device("cpu"))
     _store(card, model, test_scenes, {"run": run})
     return model
 
 
 def _store(card: Card, model: nn.Module, test_scenes: int, about: dict) -> None:
+    """Measure a trained model on held-out scenes, and store it with its card."""
     model.cpu().eval()
     for parameter in model.parameters():  # measured as it is stored
         parameter.data = parameter.data.half().float()
@@ -263,52 +265,15 @@ def _store(card: Card, model: nn.Module, test_scenes: int, about: dict) -> None:
 
 def unfuse_attention(model: nn.Module) -> None:
     """Let attention be computed step by step: on a CPU torch's fused kernel doubles the time of a training step."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
 
 
-def training_scenes(corpus: Corpus, count: int, work: Path = WORK) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first ``count`` training scenes: images (count, 3, 64, 64) uint8, labels (count,).
-
-    They are kept in ``work`` with their sha256, and rendered again where a file is missing or another than it was.
-    """
-    source = b"".join(Path(room.__file__).read_bytes() for room in (motifs, scenes))
-    stem = f"scenes-{sha256(source + repr((corpus, count)).encode()).hexdigest()[:16]}"
-    arrays, sums = (work / f"{stem}-images.npy", work / f"{stem}-labels.npy"), work / f"{stem}.sha256"
-    if not (sums.exists() and all(file.exists() for file in arrays) and sums.read_text() == _sums(arrays)):
-        drawn = _render(corpus, count)
-        with files.replacing(*arrays, sums) as (*parts, sums_part):  # another process may render the same
-            for part, array in zip(parts, drawn, strict=True):
-                with part.open("wb") as stream:
-                    np.save(stream, array)
-            sums_part.write_text(_sums(parts))
-    images, labels = (torch.from_numpy(np.load(file, mmap_mode="c")) for file in arrays)
-    return images, labels
-
-
-def _sums(arrays: Iterable[Path]) -> str:
-    return "\n".join(files.sha256(file) for file in arrays)
-
-
-def _render(corpus: Corpus, count: int) -> list[np.ndarray]:
-    """Images and labels of the first ``count`` training scenes, drawn by as many processes as there are cores."""
-    indices = split("train", count)
-    parts = [indices[start : start + 1000] for start in range(0, count, 1000)]
-    if len(parts) == 1:
-        return list(_draw(corpus, indices))
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        drawing = pool.map(_draw, [corpus] * len(parts), parts)
-        drawn = list(tqdm(drawing, total=len(parts), desc="rendering", unit="k scenes"))
-    return [np.concatenate(pieces) for pieces in zip(*drawn, strict=True)]
-
-
-def _draw(corpus: Corpus, indices: range) -> tuple[np.ndarray, np.ndarray]:
-    drawn = render(corpus, indices)
-    return drawn.images.numpy(), drawn.label.numpy()
-
-
-def _batch(images: torch.Tensor, labels: torch.Tensor, card: Card, step: int, device: torch.device):
+def _batch(
+    images: torch.Tensor, labels: torch.Tensor, card: Card, step: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The images and labels of a step, chosen at random, each under one of the eight symmetries of a square."""
     generator = torch.Generator().manual_seed(1_000_003 * card.seed + step)
     chosen = torch.randint(len(images), (card.recipe.batch,), generator=generator)
@@ -345,10 +310,12 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
 
 
 def _fingerprint(card: Card) -> str:
+    """What a checkpoint's name says of the card it belongs to: that of another recipe has another name."""
     return sha256(repr(asdict(card)).encode()).hexdigest()[:12]
 
 
 def _about_run(seconds: float, images: int, device: torch.device) -> dict:
+    """What the card says of a run: how long it took, on what, and with which versions."""
     rate = round(images / seconds) if seconds else None
     threads = torch.get_num_threads()
     versions = {"torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__}
@@ -369,8 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"not in the zoo: {', '.join(unknown)}; it has {', '.join(cards)}")
     train_missing(cards[name] for name in wanted)
     if all(zoo.is_stored(name) for name in cards):
-        for file in WORK.glob("*scenes-*"):
-            file.unlink()
+        rendered.remove(WORK)
 
 
 if __name__ == "__main__":

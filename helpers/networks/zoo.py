@@ -15,6 +15,7 @@ import difflib
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,14 @@ def load(name: str, pretrained: bool = True, folder: str | Path | None = None, s
     """
     folder = folder or os.environ.get(WEIGHTS_VARIABLE)
     local = _local_cards(Path(folder)) if folder else {}
+    model: nn.Module
     if name in _catalogue():
         model = build(_catalogue()[name], None if pretrained else seed)
         if pretrained:
             if not is_sha256(pinned := card(name).get("sha256")):
                 raise ValueError(f"{_card_file(name)} does not pin its weights: its sha256 is {pinned!r}; {_REMEDY}")
             load_into(model, _weights_file(name), pinned, _REMEDY)
-    elif name in local:
+    elif folder and name in local:
         model = _local_model(Path(folder), name, local[name], pretrained, seed)
     elif timm.is_model(name.split(".")[0]):
         model = _hub_model(name, pretrained, seed)
@@ -116,6 +118,19 @@ def local_card(name: str, folder: str | Path | None = None) -> dict:
     return _local_cards(Path(folder)).get(name, {}) if folder else {}
 
 
+def local_notes(name: str, folder: str | Path | None = None) -> dict:
+    """What a result is to note of a folder's model: its card, with the sha256 of its weights instead of their place.
+
+    {} for a model of which the folder has no card. Raises ValueError for a card that is incomplete, OSError for weights
+    that cannot be read.
+    """
+    folder = folder or os.environ.get(WEIGHTS_VARIABLE)
+    if not folder or not (card := local_card(name, folder)):
+        return {}
+    pinned = sha256(_checked(card, name, Path(folder)))
+    return {**{key: value for key, value in card.items() if key != "file"}, "sha256": pinned}
+
+
 def _local_cards(folder: Path) -> dict:
     file = folder / "cards.json"
     if not file.exists():
@@ -127,21 +142,28 @@ def _local_cards(folder: Path) -> dict:
 
 
 def _local_model(folder: Path, name: str, card: Any, pretrained: bool, seed: int) -> nn.Module:
-    """A model of a folder of weights. ``kept_stages`` says how many stages a ResNet has kept; no classifier."""
+    """A model of a folder of weights.
+
+    Of ResNets the card may say how many of the four stages they have kept, without classifier (``kept_stages``), and
+    that they halve the image in the first convolution of a stage, as the first ResNets did and timm's do in the second
+    (``stride_in_first_conv``).
+    """
     file = _checked(card, name, folder)
     if not timm.is_model(card["architecture"]):
         near = _nearest(card["architecture"], timm.list_models())
         raise ValueError(f"timm has no architecture {card['architecture']!r}, as the card of {name!r} has it{near}")
-    model = _untrained(card["architecture"], seed)
+    model: Any = _untrained(card["architecture"], seed)
     reshaped = [key for key in ("kept_stages", "stride_in_first_conv") if card.get(key)]
     if reshaped and not isinstance(model, timm.models.ResNet):
         raise ValueError(f"the card of {name!r} has {reshaped[0]}, which is for ResNets, not {card['architecture']}")
+    kept = card.get("kept_stages", 4)
     if "kept_stages" in card:
-        for missing in (*(f"layer{stage}" for stage in range(card["kept_stages"] + 1, 5)), "fc"):
+        for missing in (*(f"layer{stage}" for stage in range(kept + 1, 5)), "fc"):
             setattr(model, missing, nn.Identity())
-    if card.get("stride_in_first_conv"):  # as in the first ResNets; timm strides in the 3 × 3 convolution
-        for stage in (model.layer2, model.layer3):
-            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    if card.get("stride_in_first_conv"):
+        for stage in range(2, kept + 1):  # the first one does not halve
+            block = model.get_submodule(f"layer{stage}.0")
+            block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
     if "bn_eps" in card:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -238,6 +260,7 @@ def _read(file: Path, remedy: str) -> dict:
         raise OSError(f"{file} cannot be read ({error}); {remedy}") from error
 
 
-def _nearest(name: str, known) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names, for a message; "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
-from helpers import results
+from helpers import files, results
 from helpers.images.sources import ImageSet, batches
 from helpers.measures.probes import features
 from helpers.measures.receptive_field import effective_receptive_fields
 from helpers.measures.skip_ratios import MEASURES, skip_ratios
-from helpers.networks.places import BRANCHES, LENGTH, STREAM
+from helpers.networks.places import BRANCH_OUTPUTS, LENGTH, STREAM
 from helpers.networks.taps import taps_for
 from helpers.uncertainty import GROUPS
 
@@ -33,7 +33,7 @@ MANY_BLOCKS = 40
 def attempt_fields(networks: dict[str, nn.Module], few: Tensor) -> None:
     """The positions of all places on a few images (4, 3, H, W). Raises ValueError where there are none."""
     for network in networks.values():
-        features(network, few, places=taps_for(network, [*STREAM, *BRANCHES]))
+        features(network, few, places=taps_for(network, [*STREAM, *BRANCH_OUTPUTS]))
 
 
 def attempt_skips(networks: dict[str, nn.Module], few: Tensor) -> None:
@@ -49,45 +49,52 @@ def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Pa
     """
     images = images.first(FIELD_IMAGES)
     pictures = torch.stack([images[i][0] for i in range(len(images))])
-    patch = next((m.patch_embed.patch_size[0] for m in networks.values() if hasattr(m, "patch_embed")), 16)
-    tables, arrays = [], {}
+    patch = next(filter(None, map(_patch, networks.values())), 16)
+    tables: list[pd.DataFrame] = []
+    arrays: dict[str, Tensor] = {}
     for name, network in tqdm(networks.items(), desc="receptive fields", unit="model"):
-        blocks = taps_for(network, ["stem", "block"]) if not hasattr(network, "patch_embed") else []
+        blocks = [] if _patch(network) else taps_for(network, ["stem", "block"])
         taps = [*blocks[:1], *blocks[EVERY::EVERY]] if len(blocks) > MANY_BLOCKS else None
-        length = LENGTH.get(name)
+        length = LENGTH.get(name)  # None: as many as there are
         fields = effective_receptive_fields(network, pictures, taps, channels=FIELD_CHANNELS, length=length)
         if taps:
             fields.places["depth"] = [blocks.index(tap) / (length or len(blocks) - 1) for tap in taps]
         tables.append(fields.table(patch).assign(model=name))
         small = adaptive_avg_pool2d(fields.mean(), FIELD_SIZE)
         arrays[name] = (small / small.mean((1, 2), keepdim=True)).half().contiguous()
-    where.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, where / "receptive_fields.safetensors")
-    units = {"depth": "share of the complete network's places", "radius": "px", "share": "1"} | dict.fromkeys(
-        ("row", "column"), "px"
-    )
-    about = {"images": images.describe(), "groups": GROUPS, "channels": FIELD_CHANNELS, "patch": patch, "seed": 0}
+    file = where / "receptive_fields.safetensors"
+    with files.replacing(file) as (part,):
+        save_file(arrays, part)
+    units = {"depth": "share of the complete network's places", "share": "1"}
+    units |= dict.fromkeys(("radius", "row", "column"), "px")
+    about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "channels": FIELD_CHANNELS}
+    about |= {"patch": patch, "seed": 0, "arrays": files.sha256(file), "where": where}
     what = "Effective receptive fields: radius of half the mass and share of the central patch, by group left out"
-    arrays_hash = results.sha256(where / "receptive_fields.safetensors")
-    table = pd.concat(tables, ignore_index=True)
-    results.write("receptive_fields", table, what=what, units=units, where=where, arrays=arrays_hash, **about, **notes)
+    results.write("receptive_fields", pd.concat(tables, ignore_index=True), what=what, units=units, **about, **notes)
 
 
 def skips(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     """Skip ratios of every residual sublayer, and of each token of a ViT (Raghu et al. 2021, Figures 7, E.1, E.2)."""
     images = images.first(SKIP_IMAGES)
     size = max(1, len(images) // GROUPS)  # a batch for each group of the jackknife
-    tables, tokens = [], []
+    tables: list[pd.DataFrame] = []
+    tokens: list[pd.DataFrame] = []
     for name, network in networks.items():
         loader = batches(images, size)
         found = skip_ratios(network, tqdm(loader, desc=f"skip ratios, {name}", unit="batch"))
         tables.append(found.table().assign(model=name))
         if "CLS" in found.tokens:
             tokens.append(found.by_token().assign(model=name))
-    about = {"images": images.describe(), "groups": GROUPS, "where": where, **notes}
+    about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "where": where, **notes}
     what = "Norm of the skip over that of the branch, and cosines to their sum, by sublayer and group left out"
     units = dict.fromkeys((*MEASURES, "whole", "silent"), "1")
     results.write("skip_ratios", pd.concat(tables, ignore_index=True), what=what, units=units, **about)
     if tokens:
         table = pd.concat(tokens, ignore_index=True)
         results.write("skip_tokens", table, what="The same ratio for each token", units={"ratio": "1"}, **about)
+
+
+def _patch(network: Any) -> int | None:
+    """Side in px of the patches that a network cuts images into; None of one that does not."""
+    embed = getattr(network, "patch_embed", None)
+    return None if embed is None else embed.patch_size[0]

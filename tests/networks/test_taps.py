@@ -1,5 +1,7 @@
 """Taps: what they read is what the network computes, whatever the architecture; and nothing stays behind."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -292,3 +294,20 @@ def test_kinds_are_chosen_in_the_order_of_depth():
     names = [tap.name for tap in taps_for(model, ["resid_post", "embed", "resid_mid", "stem"])]
     assert names == ["embed", *(f"blocks.{i}.{part}" for i in range(12) for part in ("resid_mid", "resid_post"))]
     assert {tap.kind for tap in taps_for(model)} <= set(KINDS)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_mixer", "test_convnext", "swin_tiny_patch4_window7_224"])
+def test_a_network_inside_another_module_has_the_same_taps(name):
+    """Also its embedding or stem and its final norm; two networks have their own each."""
+    if name == "test_mixer":
+        inner = [timm.create_model("mixer_s32_224", num_blocks=2) for _ in range(2)]
+    else:
+        inner = [timm.create_model(name) for _ in range(2)]
+    bare = taps_for(inner[0])
+    model = nn.ModuleDict({"one": inner[0], "two": inner[1]})
+    found = taps_for(model)
+    for part in ("one", "two"):
+        own = [tap for tap in found if tap.name.startswith(f"{part}.")]
+        wanted = [replace(tap, name=f"{part}.{tap.name}", module=f"{part}.{tap.module}") for tap in bare]
+        assert own == wanted
+    assert len(found) == 2 * len(bare)

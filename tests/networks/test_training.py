@@ -227,56 +227,6 @@ def test_one_process_at_a_time_trains_a_model(tmp_path, capsys):
 # --- the images of a step
 
 
-def test_rendered_scenes_are_kept(tmp_path, monkeypatch):
-    images, labels = training.training_scenes(Corpus(), 20, tmp_path)
-    drawn = render(Corpus(), range(20))
-    assert torch.equal(images, drawn.images) and torch.equal(labels, drawn.label)
-    monkeypatch.setattr(training, "render", None)  # not called a second time
-    again, _ = training.training_scenes(Corpus(), 20, tmp_path)
-    assert torch.equal(again, images)
-
-
-@pytest.mark.parametrize("which", ["images.npy", "labels.npy", "sha256"])
-@pytest.mark.parametrize("damage", ["zeroed", "a flipped bit", "cut short", "gone"])
-def test_damaged_scenes_are_rendered_again(tmp_path, which, damage):
-    images, labels = (part.clone() for part in training.training_scenes(Corpus(), 6, tmp_path))
-    (file,) = tmp_path.glob(f"scenes-*{which}")
-    content = file.read_bytes()
-    if damage == "gone":
-        file.unlink()
-    else:
-        zeroed = content[:128] + bytes(len(content) - 128)
-        flipped = content[:-1] + bytes([content[-1] ^ 1])
-        file.write_bytes(
-            {"zeroed": zeroed, "a flipped bit": flipped, "cut short": content[: len(content) // 2]}[damage]
-        )
-    again, labels_again = training.training_scenes(Corpus(), 6, tmp_path)
-    assert torch.equal(again, images) and torch.equal(labels_again, labels) and file.read_bytes() == content
-
-
-def test_two_processes_may_render_the_same_scenes_at_once(tmp_path, monkeypatch):
-    save, entered = training.np.save, []
-
-    def interrupted(file, array):
-        save(file, array)
-        if not entered:  # in the middle of it, another process renders the same from start to end
-            entered.append(file)
-            with monkeypatch.context() as other:
-                other.setattr(os, "getpid", lambda: -1)
-                training.training_scenes(Corpus(), 6, tmp_path)
-
-    monkeypatch.setattr(training.np, "save", interrupted)
-    images, _ = training.training_scenes(Corpus(), 6, tmp_path)
-    assert torch.equal(images, render(Corpus(), range(6)).images) and len(list(tmp_path.iterdir())) == 3
-
-
-def test_scenes_are_rendered_in_order_by_several_processes(tmp_path):
-    images, labels = training.training_scenes(Corpus(), 1100, tmp_path)
-    last = render(Corpus(), [999, 1000, 1099])
-    assert len(images) == 1100 and torch.equal(images[[999, 1000, 1099]], last.images)
-    assert torch.equal(labels[[999, 1000, 1099]], last.label)
-
-
 def test_a_batch_shows_scenes_under_the_symmetries_of_the_square(tmp_path):
     drawn, device = render(Corpus(), range(96)), torch.device("cpu")
     symmetries = [lambda x, k=k: torch.rot90(x, k, (1, 2)) for k in range(4)]
