@@ -33,9 +33,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.images import scenes
 from helpers.measures.attention import attention_distance
-from helpers.measures.cka import BLOCK
 from helpers.measures.head_subsets import head_subsets
 from helpers.measures.heatmap import cka_heatmap
+from helpers.measures.hsic import BLOCK
 from helpers.measures.localization import token_patches
 from helpers.measures.probes import L2S, features, ridge
 from helpers.measures.receptive_field import effective_receptive_fields

@@ -1,13 +1,11 @@
-"""HSIC and CKA with a linear kernel: of two arrays, and of many layers over minibatches with standard errors.
+"""CKA with a linear kernel: of two arrays, and of many layers over minibatches with standard errors.
 
 Centred kernel alignment compares two representations of the same n images by their Gram matrices K = XXᵀ and
 L = YYᵀ, which say how alike any two images look to each (Kornblith et al. 2019; Raghu et al. 2021, eq. 1)::
 
     CKA(K, L) = HSIC(K, L) / √(HSIC(K, K) HSIC(L, L))
 
-With features flattened, p ≫ n, and the plain (biased) estimate of HSIC makes unrelated representations look alike; the
-unbiased one (Song et al. 2012) does not. Centring a Gram matrix as Székely & Rizzo (2014) do turns it into a row of n²
-numbers (``gram_row``) such that the inner product of two rows is exactly the unbiased HSIC.
+HSIC is the unbiased estimate by default, an inner product of two rows of n² numbers (``hsic.gram_row``).
 
 Nothing is clamped: an unbiased estimate may be slightly negative, and a representation that does not vary over the
 images has no CKA (NaN).
@@ -22,86 +20,24 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from helpers.measures.hsic import (
+    LEAST,
+    center_gram,
+    check_same_images,
+    gram_linear,
+    gram_row,
+    hsic_biased,
+    hsic_unbiased,
+    inner_products,
+    power_of_two,
+    row_of_gram,
+)
 from helpers.uncertainty import GROUPS, bootstrap_groups, weighted_jackknife
 
-LEAST = 4  # images the unbiased estimate needs: it divides by n − 3
-BLOCK = 64  # rows of a Gram matrix that are computed at once
-
-
-def gram_linear(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Gram matrix XXᵀ, shape (n, n), of features (n, …), flattened to (n, p).
-
-    Computed in the dtype of ``x`` (float32 for whole numbers and for halves) or in ``dtype``. For a half ``dtype``
-    the features' means are taken out first, since they would use up the few digits, and float32 is returned.
-    """
-    x = torch.as_tensor(x).flatten(1)
-    if dtype in (torch.bfloat16, torch.float16):
-        x = x if x.is_floating_point() else x.float()  # whole numbers would wrap around
-        x = (x - x[:1]).float()
-        x = (x - x.mean(0)).to(dtype)
-        return torch.mm(x, x.T, out_dtype=torch.float32) if x.is_cuda else (x @ x.T).float()
-    x = x.to(dtype or (x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32))
-    gram = x.new_zeros(len(x), len(x))
-    for start in range(0, len(x), BLOCK):  # only the blocks on and below the diagonal are multiplied out
-        rows = slice(start, start + BLOCK)
-        gram[rows, : start + BLOCK] = x[rows] @ x[: start + BLOCK].T
-    return gram.tril() + gram.tril(-1).T
-
-
-def center_gram(gram: Tensor, debiased: bool = True) -> Tensor:
-    """Centred Gram matrix, (n, n): for the unbiased HSIC (U-centring, zero diagonal) or for the biased one (HKH).
-
-    U-centring: Székely & Rizzo 2014; biased: Gretton et al. 2005. Raises ``ValueError`` below 4 images.
-    """
-    n = gram.shape[0]
-    if gram.shape != (n, n):
-        raise ValueError(f"a Gram matrix is square, not {tuple(gram.shape)}")
-    if not debiased:
-        mean = gram.mean(0)
-        return gram - mean[:, None] - mean[None] + mean.mean()
-    if n < LEAST:
-        raise ValueError(f"the unbiased estimate of HSIC needs at least {LEAST} images, not {n}")
-    gram = gram.clone().fill_diagonal_(0)
-    mean = gram.sum(0) / (n - 2)
-    mean -= mean.sum() / (2 * (n - 1))
-    gram -= mean[:, None] + mean[None]
-    return gram.fill_diagonal_(0)
-
-
-def gram_row(x: Tensor, debiased: bool = True, dtype: torch.dtype | None = None) -> Tensor:
-    """Features (n, …) as a row (n²,) such that the inner product of two rows is their HSIC.
-
-    The row is the centred Gram matrix, flattened and divided by √(n(n − 3)), or by n − 1 for the biased HSIC.
-    Where all images share nearly the same features, centring would cancel more digits than there are; then the
-    first image's features and the means are taken out of the features first, which changes no HSIC. A layer that is
-    the same for all images gives zeros exactly.
-    """
-    gram = gram_linear(x, dtype)
-    row = row_of_gram(gram, debiased)
-    if row.abs().mean() < 1e-4 * gram.abs().mean() / len(gram):
-        x = torch.as_tensor(x).flatten(1).to(gram.dtype)
-        x = x - x[:1]
-        row = row_of_gram(gram_linear(x - x.mean(0), dtype), debiased)
-    return row
-
-
-def row_of_gram(gram: Tensor, debiased: bool = True) -> Tensor:
-    """The row (n²,) of a Gram matrix (n, n): ``gram_row`` where the Gram matrix is there already."""
-    n = len(gram)
-    return center_gram(gram, debiased).flatten() / ((n * (n - 3)) ** 0.5 if debiased else n - 1)
-
-
-def hsic_biased(gram_x: Tensor, gram_y: Tensor) -> Tensor:
-    """Biased estimate of HSIC, tr(KHLH)/(n − 1)², of two Gram matrices (n, n) (Gretton et al. 2005)."""
-    _check_same_images(gram_x, gram_y)
-    return (center_gram(gram_x, debiased=False) * center_gram(gram_y, debiased=False)).sum() / (len(gram_x) - 1) ** 2
-
-
-def hsic_unbiased(gram_x: Tensor, gram_y: Tensor) -> Tensor:
-    """Unbiased estimate of HSIC (Song et al. 2012), in U-centred form, of two Gram matrices (n, n)."""
-    _check_same_images(gram_x, gram_y)
-    n = len(gram_x)
-    return (center_gram(gram_x) * center_gram(gram_y)).sum() / (n * (n - 3))
+__all__ = [
+    "LEAST", "MinibatchCKA", "Sums", "bootstrap", "center_gram", "cka", "feature_space_linear_cka", "gram_linear",
+    "gram_row", "hsic_biased", "hsic_unbiased", "inner_products", "ratio", "row_of_gram",
+]  # fmt: skip
 
 
 def cka(x: Tensor, y: Tensor, debiased: bool = True) -> float:
@@ -110,9 +46,9 @@ def cka(x: Tensor, y: Tensor, debiased: bool = True) -> float:
     NaN where one of them does not vary. Raises ``ValueError`` where the numbers of images differ, or are below 4
     (debiased), and for values that are not finite.
     """
-    _check_same_images(x, y)
+    check_same_images(x, y)
     _check_finite(x, y)
-    x, y = gram_row(x, debiased).double(), gram_row(y, debiased).double()
+    x, y = (gram_row(_unit(z), debiased).double() for z in (x, y))
     return ratio(float(x @ y), float(x @ x), float(y @ y))
 
 
@@ -126,15 +62,14 @@ def feature_space_linear_cka(x: Tensor, y: Tensor, debiased: bool = True) -> flo
 
     NaN and ``ValueError`` as for ``cka``.
     """
-    _check_same_images(x, y)
+    check_same_images(x, y)
     _check_finite(x, y)
     n = len(x)
     if debiased and n < LEAST:
         raise ValueError(f"the unbiased estimate of HSIC needs at least {LEAST} images, not {n}")
-    x, y = (torch.as_tensor(z).flatten(1) for z in (x, y))
-    x, y = (z if z.dtype == torch.float64 else z.float() for z in (x, y))
+    x, y = _unit(x), _unit(y)
     x, y = x - x[:1], y - y[:1]  # what is the same for all images becomes exactly zero
-    x, y = x - x.mean(0), y - y.mean(0)
+    x, y = (_unit(z - z.mean(0)) for z in (x, y))
 
     def hsic(x: Tensor, y: Tensor) -> float:
         product = (x.T @ y).square().sum()
@@ -146,9 +81,11 @@ def feature_space_linear_cka(x: Tensor, y: Tensor, debiased: bool = True) -> flo
     return ratio(hsic(x, y), hsic(x, x), hsic(y, y))
 
 
-def _check_same_images(x: Tensor, y: Tensor) -> None:
-    if len(x) != len(y):
-        raise ValueError(f"CKA compares representations of the same images, but these are {len(x)} and {len(y)} images")
+def _unit(x: Tensor) -> Tensor:
+    """Features (n, …) as (n, p) float32 or float64, divided by a power of two so that the largest is in [1, 2)."""
+    x = torch.as_tensor(x).flatten(1)
+    x = x if x.dtype == torch.float64 else x.float()
+    return x / power_of_two(x.abs().max())
 
 
 def _check_finite(*representations: Tensor) -> None:
@@ -191,12 +128,12 @@ class Sums:
         Groups of unequal numbers of batches are weighted accordingly (``uncertainty.weighted_jackknife``). The error is
         NaN below two groups with data. ``fn`` may return a number or an array.
         """
-        value = np.asarray(fn(self.cka()), dtype=float)
+        value = np.asarray(fn(self.cka()), dtype=np.float64)
         groups = np.flatnonzero(self.batches)
         if len(groups) < 2:
             stderr = np.full_like(value, np.nan)
         else:
-            left_out = np.stack([np.asarray(fn(self.cka(without=group)), dtype=float) for group in groups])
+            left_out = np.stack([np.asarray(fn(self.cka(without=int(group))), dtype=np.float64) for group in groups])
             stderr = weighted_jackknife(value, left_out, self.batches[groups] / self.batches.sum())
         return (value, stderr) if value.ndim else (float(value), float(stderr))
 
@@ -243,6 +180,12 @@ class MinibatchCKA(Metric):
     higher_is_better = None
     is_differentiable = False
 
+    cross: Tensor
+    self_x: Tensor
+    self_y: Tensor
+    batches: Tensor
+    images: Tensor
+
     def __init__(self, layers: int, others: int | None = None, groups: int = GROUPS, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.groups, self.square, columns = groups, others is None, layers if others is None else others
@@ -252,17 +195,22 @@ class MinibatchCKA(Metric):
             self.add_state(name, torch.zeros(groups, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, rows: Tensor, others: Tensor | None = None, batch_index: int | None = None) -> None:
-        """Add one batch: ``rows`` (L, n²), ``others`` (M, n²). Raises ``ValueError`` where shapes do not fit."""
+        """Add one batch: ``rows`` (L, n²), ``others`` (M, n²).
+
+        Raises ``ValueError`` where shapes do not fit, and for values that are not finite.
+        """
         columns = rows if others is None else others
         (layers, size), expected = rows.shape, tuple(self.cross.shape[1:])
         if self.square != (others is None) or (layers, len(columns)) != expected or columns.shape[1] != size:
             got = [tuple(rows.shape)] + ([] if others is None else [tuple(others.shape)])
             raise ValueError(f"rows (layers, n²) of {expected} layers and the same n images are expected, not {got}")
         group = (self.update_count - 1 if batch_index is None else batch_index) % self.groups
-        product = (rows @ columns.T).to(self.cross)
-        self.cross[group] += product
-        self.self_x[group] += product.diagonal() if self.square else rows.square().sum(1).to(self.cross)
-        self.self_y[group] += product.diagonal() if self.square else columns.square().sum(1).to(self.cross)
+        cross, self_x, self_y = inner_products(rows, others)
+        if not (self_x.isfinite().all() and self_y.isfinite().all()):
+            raise ValueError("the rows hold NaN or infinite values; look at what the network was given")
+        self.cross[group] += cross.to(self.cross)
+        self.self_x[group] += self_x.to(self.self_x)
+        self.self_y[group] += self_y.to(self.self_y)
         self.batches[group] += 1
         self.images[group] += round(size**0.5)
 

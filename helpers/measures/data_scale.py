@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from helpers.images.scenes import Scenes
-from helpers.measures.heatmap import CKAResult
+from helpers.measures.cka_result import CKAResult
 from helpers.measures.probes import features, probe_scores
 from helpers.measures.structure import Places, between
 from helpers.networks.places import OUTPUTS

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers.images.sources import ImageSet, batches
-from helpers.measures.cka import LEAST, Sums, gram_row
+from helpers.measures.cka import LEAST, Sums, gram_row, inner_products
 from helpers.networks.geometry import Centres
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.places import OUTPUTS
@@ -243,11 +243,11 @@ def _comparison(
 
 def _hsics(tokens: Tensor, patches: Tensor, order: Tensor | None) -> dict[str, Tensor]:
     """HSICs of rows (T, n²) with rows (S, n²), and of each with itself; "shuffled": with images in ``order`` (n,)."""
-    found = {"cross": tokens @ patches.T, "self_x": tokens.square().sum(1), "self_y": patches.square().sum(1)}
+    found = dict(zip(("cross", "self_x", "self_y"), inner_products(tokens, patches), strict=True))
     if order is not None:
         n = len(order)
-        found["shuffled"] = tokens.view(-1, n, n)[:, order][:, :, order].flatten(1) @ patches.T
-    return {name: value.double().cpu() for name, value in found.items()}
+        found["shuffled"] = inner_products(tokens.view(-1, n, n)[:, order][:, :, order].flatten(1), patches)[0]
+    return {name: value.cpu() for name, value in found.items()}
 
 
 def _permutation(count: int, seed: int, batch: int) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from helpers.measures.heatmap import CKAResult
+from helpers.measures.cka_result import CKAResult
 from helpers.networks.places import STREAM
 
 

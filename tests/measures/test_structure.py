@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from helpers.measures import structure
 from helpers.measures.cka import Sums
-from helpers.measures.heatmap import CKAResult
+from helpers.measures.cka_result import CKAResult
 from helpers.measures.structure import Places, places
 
 VIT = Places(np.arange(9), np.arange(9) / 8, np.full(9, -1))
