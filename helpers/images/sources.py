@@ -26,8 +26,13 @@ _NOTES = {".txt", ".csv", ".json", ".md", ".xml", ".yaml", ".yml"}  # left out w
 class ImageSet(Dataset):
     """Images (3, H, W) uint8 with labels, and a description of what they are for the provenance of a result.
 
-    ``names`` and ``labels``: the images' file names and labels, known without reading them, where they are files.
-    ``classes``: the names of the classes in the order of their labels, where they have names.
+    Args:
+        count: how many there are.
+        get: position from 0 → (image, label).
+        description: what they are, as JSON can hold it; ``describe`` gives it with the count.
+        names: the images' file names, where they are files.
+        labels: their labels, where these are known without reading the images.
+        classes: the names of the classes in the order of their labels, where they have names.
     """
 
     def __init__(
@@ -79,8 +84,9 @@ def match_classes(images: ImageSet, to: ImageSet, subset: bool = False) -> Image
     Returns:
         ``images`` itself where the labels agree already, or where neither set has names for its classes.
 
-    Raises ValueError, naming the classes, where ``images`` has some that ``to`` lacks, or lacks some that ``to`` has
-    and ``subset`` is false; and where only one of the sets has names, or a set has one name twice.
+    Raises:
+        ValueError: ``images`` has classes that ``to`` lacks, or lacks some that ``to`` has and ``subset`` is false, and
+            these are named; only one of the sets has names; a set has one name twice.
     """
     if images.classes == to.classes:
         return images
@@ -136,9 +142,10 @@ def folder_images(
     Returns:
         images (3, size, size) uint8; its hash covers the names, the bytes and the order of the files.
 
-    Raises ValueError, naming the file and what to do, if there is no such folder, no image in it or a class folder
-    that is not among ``classes``; for any file that cannot be read or is refused (``pictures.inspect``); and for a size
-    or limit below 1. Damage inside a picture, and a file that changed since, show when it is read.
+    Raises:
+        ValueError: no such folder, no image in it, a class folder that is not among ``classes``, a file that cannot be
+            read or is refused (``pictures.inspect``), or a size or limit below 1; the message names the file and says
+            what to do. Damage inside a picture, and a file that changed since, show when it is read.
 
     Warns of files with the same bytes, of files that may be pictures but are of no kind that is read, and of folders
     that look as if they were not those of the classes. ``describe`` counts the first two.

@@ -53,9 +53,10 @@ def normalise(model: nn.Module, images: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) on the model's device, computed in float32 and cast to the precision of the model's weights.
 
-    Raises ValueError where the model's normalisation is missing or has not three finite means and positive
-    deviations, where the images are of another size than the model takes (``image_size``), and for pixels that are
-    neither uint8 nor float in [0, 1]; all say what to do.
+    Raises:
+        ValueError: the model's normalisation is missing or has not three finite means and positive deviations, the
+            images are of another size than the model takes (``image_size``), or pixels are neither uint8 nor float in
+            [0, 1]; all say what to do.
     """
     images = pixels(images)
     mean, std = _statistics(model)

@@ -1,6 +1,7 @@
 """Recordings of attention in ImageNet-trained models: distances of heads, head subsets, rollout.
 
-``recording.record`` makes them with the others (``make record``). The first network is a ViT, the second a ResNet.
+``helpers.recording.record`` makes them with the others (``make record``). The first network is a ViT, the second a
+ResNet.
 """
 
 from pathlib import Path
@@ -52,7 +53,7 @@ def heads(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes
     table = attention_distance(vit, _groups(images, "attention distance"), groups=GROUPS).assign(model=name)
     units = {"distance": "px", "plain": "px", "prefix": "share of attention", "uniform": "px"}
     what = f"Attention distance of the heads of {name}, by group of images left out; plain: not renormalised"
-    about = {"images": images.describe(), "groups": GROUPS, "where": where}
+    about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "where": where}
     results.write("attention_distance", table, what=what, units=units, **about, **notes)
 
 
@@ -61,7 +62,8 @@ def subsets(networks: dict[str, nn.Module], images: ImageSet, where: Path, **not
     images = images.first(SUBSET_IMAGES)
     (name, vit), (other, resnet) = list(networks.items())[:2]
     table = head_subsets(vit, resnet, _groups(images, "head subsets"), groups=GROUPS).assign(model=name, resnet=other)
-    about = {"images": images.describe(), "groups": GROUPS, "batch": len(images) // GROUPS, "where": where}
+    about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "where": where}
+    about["batch"] = len(images) // GROUPS
     what = f"Subsets of the heads of block 0 of {name}: distance, and CKA with the first stage of {other}"
     results.write("head_subsets", table, what=what, units={"distance": "px", "cka": "CKA"}, **about, **notes)
 
@@ -79,7 +81,7 @@ def rollout(networks: dict[str, nn.Module], images: ImageSet, where: Path, **not
         for column in range(mean.shape[2])
     ]
     table = pd.DataFrame(rows, columns=["block", "row", "column", "mass", "spread"]).assign(model=name)
-    about = {"images": images.describe(), "where": where}
+    about: dict[str, Any] = {"images": images.describe(), "where": where}
     what = f"Rollout of {name} over patches after each block: mean over images, and deviation between them"
     results.write("rollout", table, what=what, units=dict.fromkeys(("mass", "spread"), "share"), **about, **notes)
 
@@ -90,15 +92,8 @@ def attended(networks: dict[str, nn.Module], images: ImageSet, where: Path, **no
     name, vit = _first(networks)
     table = attended_patches(vit, _groups(images, "attended patches")).assign(model=name)
     what = f"Share of the attention between patches of {name} that falls on each patch, and the norm of its token"
-    results.write(
-        "attended",
-        table,
-        what=what,
-        units={"share": "1", "norm": "activation"},
-        images=images.describe(),
-        where=where,
-        **notes,
-    )
+    about: dict[str, Any] = {"images": images.describe(), "where": where}
+    results.write("attended", table, what=what, units={"share": "1", "norm": "activation"}, **about, **notes)
 
 
 def _first(networks: dict[str, nn.Module]) -> tuple[str, nn.Module]:

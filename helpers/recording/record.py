@@ -93,23 +93,17 @@ def main() -> None:
     out = given.out.expanduser().resolve()
     only = given.only or [name for name in RECORDINGS if name != "probes" or given.train_images]
     try:
-        images, train = _images(given, only)
-        _refuse("these cannot be made:", [*_too_few(only, images, train), *_unwritable(out)])
+        images, probed = _images(given, only)
+        _refuse("these cannot be made:", [*_too_few(only, images, probed), *_unwritable(out)])
         networks = {
-            untrained: {
-                model: zoo.load(model, not untrained, given.weights).to(memory_format=torch.channels_last)
-                for model in given.models
-            }
+            untrained: {model: _load(model, not untrained, given.weights) for model in given.models}
             for untrained in sorted({RECORDINGS[name].untrained for name in only})
         }
         few = torch.stack([images[i % len(images)][0] for i in range(FEW)])
         for network in next(iter(networks.values())).values():
             normalise(network, few)
         _refuse("these make no sense for these networks:", list(_attempts(only, networks, few)))
-        cards = {
-            name: {key: value for key, value in zoo.local_card(name, given.weights).items() if key != "file"}
-            for name in given.models
-        }
+        cards = {name: zoo.local_notes(name, given.weights) for name in given.models}
     except (ValueError, OSError) as error:
         _stop(str(error))
     notes = {"models": cards, "recorded": date.today().isoformat(), "code": results.code_version()}
@@ -117,8 +111,8 @@ def main() -> None:
         with recording.alone(out):
             recording.resume(out)
             for name in only:
-                more = {"train": train} if name == "probes" else {}
-                _record(name, networks[RECORDINGS[name].untrained], images, out, more, notes)
+                shown = probed if name == "probes" else {"images": images}
+                _record(name, networks[RECORDINGS[name].untrained], shown, out, notes)
     except (ValueError, OSError) as error:
         _stop(f"{error}; what was measured before stays, and the same command goes on from there")
 
@@ -126,20 +120,30 @@ def main() -> None:
 def _record(
     name: str,
     networks: dict[str, nn.Module],
-    images: ImageSet,
+    shown: dict[str, ImageSet],
     out: Path,
-    more: dict[str, ImageSet],
     notes: dict[str, Any],
 ) -> None:
-    """Make one recording, unless it is there already, made from the same inputs."""
-    pinned = {what: data.describe() for what, data in {"images": images, **more}.items()}
+    """Make one recording, unless it is there already, made from the same inputs.
+
+    Args:
+        name: of the recording, as in ``RECORDINGS``.
+        networks: the networks to measure, by name.
+        shown: "images", the images they are measured on; of probes also "train", those to learn from.
+        out: the folder of recordings.
+        notes: what the sidecars say of the run: models, date and code.
+
+    Raises:
+        ValueError, OSError: it cannot be made; the message begins with its name.
+    """
+    pinned = {what: data.describe() for what, data in shown.items()}
     key = recording.inputs(name, networks, cards=notes["models"], **pinned)
     if recording.is_done(name, key, out):
         print(f"{name}: there already, made from the same inputs")
         return
 
     def measure(where: Path) -> None:
-        RECORDINGS[name].measure(networks, images, where, recording=name, inputs=key, **more, **notes)
+        RECORDINGS[name].measure(networks, where=where, recording=name, inputs=key, **shown, **notes)
 
     try:
         recording.make(name, out, measure)
@@ -168,21 +172,33 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
-def _images(given: argparse.Namespace, only: list[str]) -> tuple[ImageSet, ImageSet | None]:
-    """The images to measure on, and those to learn from, where they are wanted, with labels by the same names."""
+def _load(name: str, pretrained: bool, weights: str | None) -> nn.Module:
+    """A network whose maps lie in memory with their channels last, which is faster."""
+    network: Any = zoo.load(name, pretrained, weights)  # the types that torch declares know of no memory_format
+    return network.to(memory_format=torch.channels_last)
+
+
+def _images(given: argparse.Namespace, only: list[str]) -> tuple[ImageSet, dict[str, ImageSet]]:
+    """The images to measure on; and what probes are shown, where they are wanted: "images" and "train".
+
+    The labels of these go by the names of the sub-folders. Raises ValueError, naming them, for sub-folders of the
+    images that those to learn from lack; the other way round it says so, since a probe may know more than it is asked.
+    """
     images = folder_images(given.images, given.size, given.limit)
     if "probes" not in only:
-        return images, None
+        return images, {}
     train = folder_images(given.train_images, given.size, given.limit)
-    return match_classes(images, to=train), train
+    if unasked := sorted(set(train.classes) - set(images.classes)):
+        print(f"probes: learnt, but not among the images to score on: {', '.join(unasked)}")
+    return images, {"images": match_classes(images, to=train, subset=True), "train": train}
 
 
-def _too_few(only: list[str], images: ImageSet, train: ImageSet | None) -> Iterator[str]:
+def _too_few(only: list[str], images: ImageSet, probed: dict[str, ImageSet]) -> Iterator[str]:
     """What lacks images, and how many it needs."""
     for name in only:
         if len(images) < (least := RECORDINGS[name].least):
             yield f"{name} needs {least} images ({RECORDINGS[name].why}), and there are {len(images)}"
-        if name == "probes" and (lack := record_spatial.lacking(images, train)):
+        if name == "probes" and (lack := record_spatial.lacking(probed["train"])):
             yield f"{name}: {lack}"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from helpers import results
+from helpers import files, results
 from helpers.images.sources import ImageSet, batches
 from helpers.measures.cka import LEAST, MinibatchCKA, gram_row, row_of_gram
 from helpers.measures.heatmap import CKAResult, cka_heatmap
@@ -59,9 +59,9 @@ def twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes
 
 
 def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """CKA of parts of the ViT's tokens (``tokens.VIEWS``) with each other and with the ResNet-50; the parts' sizes.
+    """CKA of parts of the ViT's tokens (``massive_tokens.VIEWS``) with each other and with the ResNet's layers.
 
-    A ViT without prefix tokens has no part of its own for them.
+    The sizes of the parts are another table. A ViT without prefix tokens has no part of its own for them.
     """
     images = images.first(CONTROL_IMAGES)
     size = batch_size(len(images), BATCH)
@@ -71,7 +71,7 @@ def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **note
     seen = [view for view in VIEWS if prefix or view != "CLS token"]
     metric = MinibatchCKA(len(seen) * len(taps) + len(blocks))
 
-    def parts(x: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    def parts(x: Tensor) -> tuple[Tensor, dict[str, float]]:
         return torch.stack([gram_row(part) for part in views(x, prefix).values()]), statistics(x, prefix)
 
     with torch.inference_mode(), capture(vit, taps, parts) as vit_out, capture(resnet, blocks, gram_row) as resnet_out:
@@ -87,37 +87,16 @@ def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **note
         (f"{vit_name}, {view}", tap.name, tap.kind, i / (len(taps) - 1)) for view in seen for i, tap in enumerate(taps)
     ]
     places += [(resnet_name, tap.name, tap.kind, i / (len(blocks) - 1)) for i, tap in enumerate(blocks)]
-    _write(
-        "token_similarity",
-        _result(metric, places, size, len(images)),
-        f"CKA of parts of the tokens of {vit_name}",
-        images,
-        where,
-        **notes,
-    )
+    result = _result(metric, places, size, len(images))
+    _write("token_similarity", result, f"CKA of parts of the tokens of {vit_name}", images, where, **notes)
     table = pd.DataFrame(sizes)
-    order = [tap.name for tap in taps]
-    table = table.groupby("tap").agg(
-        {
-            column: "max" if column == "largest_norm" else "median" if column == "top_channel" else "mean"
-            for column in table
-            if column != "tap"
-        }
-    )
+    over_batches = dict.fromkeys(table.columns.drop("tap"), "mean") | {"largest_norm": "max", "top_channel": "median"}
+    table = table.groupby("tap").agg(over_batches).loc[[tap.name for tap in taps]].reset_index()
     table["top_channel"] = table["top_channel"].astype(int)
-    units = {
-        column: "activation" if column.endswith("norm") else "share" for column in table if column != "top_channel"
-    }
+    floats = list(table.select_dtypes("float"))
+    units = {column: "activation" if column.endswith("norm") else "share" for column in floats}
     what = f"Norms and variance of the tokens of {vit_name}, means over batches of {size}"
-    results.write(
-        "token_sizes",
-        table.loc[order].reset_index(),
-        what=what,
-        units=units,
-        images=images.describe(),
-        where=where,
-        **notes,
-    )
+    results.write("token_sizes", table, what=what, units=units, images=images.describe(), where=where, **notes)
 
 
 def batch_sizes(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
@@ -196,5 +175,6 @@ def _result(metric: MinibatchCKA, places: list[tuple], batch: int, images: int) 
 def _write(name: str, result: CKAResult, what: str, images: ImageSet, where: Path, **notes: Any) -> None:
     where.mkdir(parents=True, exist_ok=True)
     file = result.save(where / f"{name}.safetensors")
-    about = {"what": what, "units": {"depth": "share of the model's taps"}, "images": images.describe(), "where": where}
-    results.write(name, result.taps, **about, cka=result.info, arrays=results.sha256(file), **notes)
+    about: dict[str, Any] = {"images": images.describe(), "cka": result.info, "arrays": files.sha256(file)}
+    units = {"depth": "share of the model's taps"}
+    results.write(name, result.taps, what=what, units=units, where=where, **about, **notes)

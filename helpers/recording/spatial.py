@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from helpers import results
+from helpers import files, results
 from helpers.images.sources import ImageSet
 from helpers.measures.localization import PixelTokens, table, token_patches
 from helpers.measures.probes import features, probe_scores
@@ -42,9 +42,9 @@ def attempt_probes(networks: dict[str, nn.Module], few: torch.Tensor) -> None:
         features(network, few, ["mean token"], _blocks(label, network)[0][-1:])
 
 
-def lacking(images: ImageSet, train: ImageSet) -> str:
-    """What probes lack that learn from ``train`` and are scored on ``images``; "" if nothing."""
-    counts = np.bincount(train.labels)
+def lacking(train: ImageSet) -> str:
+    """What probes lack that learn from ``train``; "" if nothing."""
+    counts = np.bincount(train.labels, minlength=len(train.classes))
     names = train.classes or range(len(counts))
     if len(counts) < 2:
         return "the images to learn from are of one class; sort them into a sub-folder for each class"
@@ -68,7 +68,9 @@ def localisation_twins(networks: dict[str, nn.Module], images: ImageSet, where: 
 
 
 def _localise(name: str, networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    images, tables, maps = images.first(IMAGES), [], {}
+    images = images.first(IMAGES)
+    tables: list[pd.DataFrame] = []
+    maps: dict[str, np.ndarray] = {}
     size = batch_size(len(images), BATCH)
     for label, network in networks.items():
         places, depths = _blocks(label, network)
@@ -96,19 +98,20 @@ def probes(networks: dict[str, nn.Module], images: ImageSet, where: Path, train:
     networks = dict(list(networks.items())[:2])
     grid = _coarsest(networks, images[0][0])
     some = [int(grid[1] * row + column) for row in _spread(grid[0]) for column in _spread(grid[1])]
-    read = {"grid": grid, "which": some, "batch": BATCH, "dtype": torch.float16, "progress": True}
+    read: dict[str, Any] = {"grid": grid, "which": some, "batch": BATCH, "dtype": torch.float16, "progress": True}
     for label, network in networks.items():
         places, depths = _blocks(label, network)
         reads = ["mean token", "tokens", *(["cls"] if has_class_token(network) else [])]
         x, test_x = (features(network, data, reads, places, **read) for data in (train, images))
         for name, place, shots in product(reads, range(len(places)), (SHOTS, None)):
-            at, few = places[place].name, {"shots": shots, "draws": DRAWS}
+            at = places[place].name
             a, b = x[name][at], test_x[name][at]
-            hits = probe_scores(a, y, b, test_y, **few).float()
+            hits = probe_scores(a, y, b, test_y, shots=shots, draws=DRAWS).float()
             hits = hits.mean(1) if name == "tokens" else hits  # (R, N)
             sets = {"all": hits}
             if enough and new.any():
-                only = probe_scores(a[..., old, :], y[old], b[..., new, :], test_y[new], **few).float()
+                some_x, some_y = (a[..., old, :], y[old]), (b[..., new, :], test_y[new])
+                only = probe_scores(*some_x, *some_y, shots=shots, draws=DRAWS).float()
                 sets |= {"true validation": hits[:, new], "true only": only.mean(1) if name == "tokens" else only}
             for scored, part in sets.items():
                 low, high = interval(part)
@@ -134,7 +137,8 @@ def _spread(count: int) -> np.ndarray:
 @torch.inference_mode()
 def _coarsest(networks: dict[str, nn.Module], image: torch.Tensor) -> tuple[int, int]:
     """Rows and columns of the coarsest grid of positions among the blocks of all networks, of an image (3, H, W)."""
-    grids, size = [], tuple(image.shape[-2:])
+    grids: list[tuple[int, int]] = []
+    size = (image.shape[-2], image.shape[-1])
     for label, network in networks.items():
         with (
             evaluating(network),
@@ -166,10 +170,9 @@ def _blocks(label: str, network: nn.Module) -> tuple[list, list[float]]:
 def _write(
     name: str, rows: pd.DataFrame, arrays: dict[str, np.ndarray], what: str, images: ImageSet, where: Path, **notes: Any
 ) -> None:
-    where.mkdir(parents=True, exist_ok=True)
     file = where / f"{name}.safetensors"
-    save_file(arrays, file)
+    with files.replacing(file) as (part,):
+        save_file(arrays, part)
     units = {column: "patches" if column == "displacement" else "1" for column in rows.select_dtypes("float")}
-    results.write(
-        name, rows, what=what, units=units, images=images.describe(), where=where, arrays=results.sha256(file), **notes
-    )
+    about: dict[str, Any] = {"images": images.describe(), "arrays": files.sha256(file), "where": where}
+    results.write(name, rows, what=what, units=units, **about, **notes)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from helpers import results
+from helpers import files, results
 from helpers.measures.cka import LEAST
 from helpers.uncertainty import GROUPS
 
@@ -72,15 +72,18 @@ def make(name: str, out: Path, measure: Callable[[Path], None]) -> None:
     sidecars = sorted(part.glob("*.json"))
     for sidecar in sidecars:  # each says which tables there are, so that one that was lost is noticed
         told = {**json.loads(sidecar.read_text(encoding="utf-8")), "tables": [other.stem for other in sidecars]}
-        sidecar.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        files.write(sidecar, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     part.rename(ready)
     _publish(name, ready)
 
 
 def resume(out: Path) -> None:
-    """Complete what an interrupted run was putting in place."""
+    """Complete what an interrupted run was putting in place, and remove what it had measured in part."""
     for ready in sorted(out.glob(".*.ready")):
         _publish(ready.name[1 : -len(".ready")], ready)
+    for part in out.glob(".*.part"):
+        if part.is_dir():
+            shutil.rmtree(part)
 
 
 @contextmanager
@@ -99,6 +102,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def _publish(name: str, ready: Path) -> None:
+    """Move the files of a recording that is whole into the folder of recordings, sidecars last."""
     out, sidecar = ready.parent, next(ready.glob("*.json"), None)
     if sidecar is not None:  # moved last, so without one all is done
         new = json.loads(sidecar.read_text(encoding="utf-8"))["tables"]
