@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from helpers import results
-from helpers.measures.heatmap import CKAResult
+from helpers.measures.cka_result import CKAResult
 
 
 def recorded_table(name: str, where: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:

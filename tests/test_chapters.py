@@ -1,4 +1,7 @@
-"""The chapters run with other parameters than the book's: other models, images, batches and seeds."""
+"""The chapters run with other parameters than the book's: other models, images, batches and seeds.
+
+While they run, what they draw of jackknife errors is noted (``test_intervals.py``).
+"""
 
 import json
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 import papermill
 import pytest
 import yaml
+from test_intervals import multiples, read, watched
 
 SMALL = {
     "00_scenes": {"models": ["resnet-seed1", "vit-gap"], "images": 128, "probe_images": 1500, "seed": 1},
@@ -36,8 +40,8 @@ SMALL = {
         "control": "vit-short-seed1",
         "control_second": "vit-short",
         "lacking": [4],
-        "images": 32,
-        "many": 64,
+        "images": 10,  # ten groups of one image for skip ratios
+        "many": 64,  # four groups for CKA
         "batch": 16,
         "seed": 1,
     },
@@ -71,14 +75,18 @@ SMALL = {
     },
 }
 
+TWO_ERRORS = {"01_similarity"}  # draws two errors to either side, and says so
+GROUPED = {"02_representation": {3}, "04_skip_connections": {4, 10}, "05_spatial_information": {4}}  # besides sixteen
+
 
 @pytest.mark.parametrize("chapter", SMALL)
 def test_a_chapter_runs_with_other_parameters(root, tmp_path, monkeypatch, chapter):
     source = root / "notebooks" / f"{chapter}.ipynb"
     known = papermill.inspect_notebook(str(source))
     assert not set(SMALL[chapter]) - set(known), "the chapter has lost a parameter"
-    monkeypatch.setenv("VIT_BOOK_RESULTS", str(tmp_path))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    environment = watched(root, tmp_path)
+    for name, value in {**environment, "VIT_BOOK_RESULTS": str(tmp_path), "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
     papermill.execute_notebook(
         str(source), None, SMALL[chapter], kernel_name="python3", cwd=root, progress_bar=False, execution_timeout=600
     )
@@ -92,6 +100,13 @@ def test_a_chapter_runs_with_other_parameters(root, tmp_path, monkeypatch, chapt
     file = tmp_path / "claims" / f"{chapter}.json"
     recorded = json.loads(file.read_text()) if file.exists() else {}
     assert {(claim, track) for claim, tracks in recorded.items() for track in tracks} == set(wanted)
+    drawn, errors = read(Path(environment["WATCH_INTERVALS"]))
+    assert set(errors) >= GROUPED.get(chapter, set()), f"errors were taken over {sorted(errors)} groups"
+    right, wrong = multiples(drawn, errors)
+    assert right or not GROUPED.get(chapter), f"of {len(drawn)} series none are jackknife errors"
+    assert not wrong or chapter in TWO_ERRORS, (
+        f"{chapter} draws {sorted(wrong)} jackknife errors to either side; use uncertainty.half_width(stderr, groups)"
+    )
 
 
 def test_every_chapter_is_run(root: Path):

@@ -1,7 +1,7 @@
 """Run in a chapter's kernel before its first cell: notes the jackknife errors it takes and the bars and bands it draws.
 
-``test_intervals.py`` copies this file to where IPython looks for what to run at its start. Each note is a line of JSON
-in the file that ``WATCH_INTERVALS`` names: {"groups": G, "errors": […]} or {"drawn": […]}, half-widths of one series.
+``test_intervals.watched`` copies this file to where IPython looks for what to run at its start. Each note is a line of
+JSON in the file that ``WATCH_INTERVALS`` names: {"groups": G, "errors": […]} or {"drawn": […]}, half-widths.
 """
 
 import json
@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from helpers import uncertainty
-from helpers.measures import cka as hsic
+from helpers.measures.cka import Sums
 
 FILE = os.environ["WATCH_INTERVALS"]
-_jackknife, _statistic = uncertainty.jackknife, hsic.Sums.statistic
+_jackknife, _statistic = uncertainty.jackknife, Sums.statistic
 _errorbar, _fill_between = Axes.errorbar, Axes.fill_between
 
 
@@ -30,7 +30,7 @@ def _jackknife_noted(fn: Any, *tables: Any) -> tuple[Any, Any]:
     return value, stderr
 
 
-def _statistic_noted(self: hsic.Sums, fn: Any) -> tuple[Any, Any]:
+def _statistic_noted(self: Sums, fn: Any) -> tuple[Any, Any]:
     value, stderr = _statistic(self, fn)
     _note(groups=self.groups, errors=np.ravel(stderr).tolist())
     return value, stderr
@@ -48,5 +48,5 @@ def _fill_between_noted(self: Axes, x: Any, low: Any, high: Any = 0, **look: Any
     return _fill_between(self, x, low, high, **look)
 
 
-uncertainty.jackknife, hsic.Sums.statistic = _jackknife_noted, _statistic_noted
+uncertainty.jackknife, Sums.statistic = _jackknife_noted, _statistic_noted
 Axes.errorbar, Axes.fill_between = _errorbar_noted, _fill_between_noted
