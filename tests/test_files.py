@@ -53,6 +53,9 @@ def test_an_error_leaves_the_old_files_and_no_other(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new a", "b": "new b"}
 
 
+@pytest.mark.fault(
+    "Claims and results", "a program that is killed while it writes a file", "the file from before stays whole"
+)
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
     files.write(tmp_path / "a.csv", "old")
     code = f"""

@@ -18,6 +18,7 @@ def test_rendered_scenes_are_kept(tmp_path, monkeypatch):
     assert torch.equal(again, images)
 
 
+@pytest.mark.fault("Training", "rendered scenes that are zeroed, damaged or gone", "rendered again")
 @pytest.mark.parametrize("which", ["images.npy", "labels.npy", "sha256"])
 @pytest.mark.parametrize("damage", ["zeroed", "a flipped bit", "cut short", "gone"])
 def test_damaged_scenes_are_rendered_again(tmp_path, which, damage):

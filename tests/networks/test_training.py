@@ -75,6 +75,7 @@ def same(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+@pytest.mark.fault("Training", "a run is killed", "it goes on where it was, to the same weights")
 def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
     work = tmp_path / "work"
     code = KILLED.format(tests=os.path.dirname(__file__), work=str(work))
@@ -140,12 +141,14 @@ def test_fine_tuning_starts_from_the_stored_weights_with_a_new_classifier(tmp_pa
         training._start(replace(tuned, start="vit"))
 
 
+@pytest.mark.fault("Training", "a loss that is not finite", "the run stops; nothing is stored")
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     wild = replace(VIT, recipe=replace(RECIPE, learning_rate=1e30, matrix_learning_rate=1e30))
     with pytest.raises(FloatingPointError, match="tiny-vit: the loss is (nan|inf) at step"):
         train(wild, tmp_path, **QUICK)
 
 
+@pytest.mark.fault("Training", "weights that are not finite after the last step", "not stored")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_after_the_last_step_are_not_stored(tmp_path, monkeypatch, value):
     """The loss of a step is that before it, so that of the last step says nothing of the weights after it."""
@@ -167,6 +170,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_stored(tmp_path
 # --- damage, and two at a time
 
 
+@pytest.mark.fault("Training", "a checkpoint with a flipped bit", "refused: delete it, and the run starts anew")
 def test_a_damaged_checkpoint_is_refused_or_changes_nothing(tmp_path):
     """One byte anywhere in the file: where it is of no account, what is read is what was written."""
     train(VIT, tmp_path, stop_after=2, **QUICK)
@@ -210,6 +214,9 @@ training.train(VIT, Path({work!r}), progress=False)
 """
 
 
+@pytest.mark.fault(
+    "Training", "two processes that train one model", "the second is refused, and goes on with the others"
+)
 def test_one_process_at_a_time_trains_a_model(tmp_path, capsys):
     code = TRAINS.format(tests=os.path.dirname(__file__), work=str(tmp_path))
     environment = {**os.environ, "PYTHONPATH": str(files.ROOT)}

@@ -33,6 +33,9 @@ def test_the_rows_and_columns_of_single_tokens_are_those_of_the_stored_recording
     assert list(record_spatial._spread(2)) == [0, 1] and list(record_spatial._spread(1)) == [0]
 
 
+@pytest.mark.fault(
+    "Recording", "probes, and classes with few photographs to learn from", "refused at once, naming them"
+)
 def test_classes_with_few_images_to_learn_from_are_named():
     """Also the last one, if all its images are beyond the limit."""
     labels = [0] * 11 + [1] * 10
