@@ -26,6 +26,7 @@ from helpers.measures.heatmap import CKAResult
 
 Models = Iterable[str] | Mapping[str, Any]
 Images = ImageSet | Mapping[str, Any]
+Control = Sequence[Callable[..., Any] | pd.DataFrame | CKAResult]  # what was measured, after its own statistic if any
 
 
 class Chapter:
@@ -106,7 +107,7 @@ class Chapter:
         n: int | None = None,
         note: str = "",
         jumps: bool = False,
-        controls: Mapping[str, Callable[..., Any] | Sequence[pd.DataFrame | CKAResult]] | None = None,
+        controls: Mapping[str, Control] | None = None,
     ) -> None:
         """Take a claim's statistic of what was measured, with its 95 % interval over groups of images, and record it.
 
@@ -121,7 +122,7 @@ class Chapter:
             jumps: whether the statistic jumps, as ranks, counts and places of a maximum do: its interval is then a
                 bootstrap's, as the jackknife's would be too short.
             controls: name → what should not meet the criterion: other tables (or another CKA result) of which the same
-                statistic is taken, or a function that finds it at other places of the same ones.
+                statistic is taken, with a function in front of them where it is found at other places there.
 
         Raises:
             TypeError: nothing measured, a CKA result beside something else, tables without their number of images.
@@ -135,8 +136,11 @@ class Chapter:
         elif n is None:
             raise TypeError(f"{claim}: say how many images are behind the tables: n=…")
         found = {}
-        for name, of in (controls or {}).items():
-            found[name] = _estimate(of, measured, jumps) if callable(of) else _estimate(statistic, of, jumps)
+        for name, (first, *others) in (controls or {}).items():
+            if callable(first):
+                found[name] = _estimate(first, others, jumps)
+            else:
+                found[name] = _estimate(statistic, [first, *others], jumps)
         own = _estimate(statistic, measured, jumps)
         self.record(claim, track, **own, figure=figure, n=n, note=note, controls=found)
 

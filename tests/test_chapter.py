@@ -221,7 +221,7 @@ def test_a_claim_of_another_chapter_is_refused(chapter, said, table):
 def test_a_control_is_the_same_statistic_of_other_tables_or_at_other_places(chapter, folder, table, cka):
     farther = table.assign(x=table["x"] + 40)
     about = {"figure": "fig-attention-heads", "n": 32}
-    controls = {"untrained": [farther], "doubled": lambda t: 2 * mean(t)}
+    controls = {"untrained": [farther], "doubled": [lambda t: 2 * mean(t), table]}
     chapter.judge("R8", "scenes", mean, table, **about, controls=controls)
     found = recorded(folder, "R8")["controls"]
     assert [found[name]["value"]["value"] for name in ("untrained", "doubled")] == [42, 4]
@@ -231,7 +231,7 @@ def test_a_control_is_the_same_statistic_of_other_tables_or_at_other_places(chap
         assert found[name]["value"]["high"] - found[name]["value"]["low"] == pytest.approx(factor * width)
 
     second = Chapter("02_representation")
-    other = {"diagonal": lambda m: m[0, 0], "itself": [cka]}
+    other = {"diagonal": [lambda m: m[0, 0], cka], "itself": [cka]}
     second.judge("R2", "scenes", lambda m: m[0, 1], cka, figure="fig-within", controls=other)
     found = recorded(folder, "R2", chapter="02_representation")["controls"]
     assert found["diagonal"]["value"]["value"] == 1 and found["itself"]["value"]["value"] == 0.5
