@@ -449,6 +449,9 @@ def test_a_damaged_state_is_none(small, damage):
     assert up_to_date(small) == []
 
 
+@pytest.mark.fault(
+    "Building the book", "build/state.json damaged, empty, missing or of another form", "all is made anew"
+)
 def test_a_build_heals_a_damaged_state(small, executed):
     state = small / "build" / "state.json"
     before = json.loads(state.read_text())
@@ -529,6 +532,9 @@ def test_a_site_changed_by_hand_is_built_again(small, monkeypatch, change):
     book.make(small)
 
 
+@pytest.mark.fault(
+    "Building the book", "another Python, or another version of a package", "every chapter is executed again"
+)
 @pytest.mark.parametrize("other", [{"python": "3.99"}, {"torch": "0"}])
 def test_another_python_or_package_executes_every_chapter(small, monkeypatch, other):
     before, installed = execution.shared_inputs(small), execution.installed()
@@ -539,6 +545,9 @@ def test_another_python_or_package_executes_every_chapter(small, monkeypatch, ot
     assert execution.shared_inputs(small) != before
 
 
+@pytest.mark.fault(
+    "Building the book", "a card, sidecar or record that is not as it must be", "it is named; the published site stays"
+)
 def test_a_card_that_is_not_as_it_must_be_is_no_traceback(small, monkeypatch):
     def refuse(root, pages):
         raise ValueError("similarity.json: its number of images is 'many'")
@@ -568,6 +577,9 @@ def test_a_run_by_hand_does_not_write_where_the_book_does(root, monkeypatch):
     assert environment[results.FOLDER_VARIABLE] == str(root / "build" / "runs")
 
 
+@pytest.mark.fault(
+    "Claims and results", "a chapter run by hand with other parameters", "it writes to build/own, never into the book"
+)
 def test_what_was_run_by_hand_is_left_alone_and_not_used(small, executed):
     own = small / "build" / "own" / "results" / "claims" / "02_answer.json"
     own.parent.mkdir(parents=True)
@@ -576,6 +588,9 @@ def test_what_was_run_by_hand_is_left_alone_and_not_used(small, executed):
     assert executed == [] and own.read_text() == '{"R12": "mine"}'
 
 
+@pytest.mark.fault(
+    "Claims and results", "a chapter run by hand with other parameters", "it writes to build/own, never into the book"
+)
 def test_the_documented_run_by_hand_works_in_a_fresh_clone(root, built, tmp_path):
     """The lines of the page, on a copy without ``build/`` and with a chapter of its own."""
     page = (root / "book" / "using_your_own.md").read_text(encoding="utf-8")
@@ -619,6 +634,7 @@ def test_executed_notebooks_hold_no_trace_of_their_run(small, monkeypatch):
     assert re.findall(r'id="(T_[0-9a-f]+)"', html) == ["T_0", "T_1"]
 
 
+@pytest.mark.fault("Building the book", "a chapter, run twice", "the same tables and verdicts, bit for bit")
 def test_a_chapter_measures_and_shows_the_same_twice(root, tmp_path, monkeypatch):
     """Tables, verdicts and outputs of a real chapter, bit for bit; a sidecar's date is the only trace of a run."""
     from test_chapters import SMALL
