@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 GROUND = "#fcfcfa"
 INK = "#222222"
@@ -73,13 +74,18 @@ def depth_ticks(places: Sequence[str], most: int = 7) -> tuple[list[float], list
     if any(re.search(r"(stages|layers?|transformers)\.?\d", place) for place in places):
         spans = list(zip([0, *edges], [*edges, len(groups)], strict=True))
         stages = sorted({group for group in groups if group})
-        labels = [str(stages.index(groups[low]) + 1) if groups[low] else "out" if low else "in" for low, _ in spans]
-        marks = [((low + high) / 2, label) for (low, high), label in zip(spans, labels, strict=True)]
+
+        def label(first: int) -> str:
+            if groups[first]:
+                return str(stages.index(groups[first]) + 1)
+            return "out" if first else "in"
+
+        marks = [((low + high) / 2, label(low)) for low, high in spans]
         if marks[0][1] == "in" and marks[1][0] - marks[0][0] < 0.06 * len(groups):  # the labels would overlap
             marks = marks[1:]
         if marks[-1][1] == "out" and marks[-1][0] - marks[-2][0] < 0.06 * len(groups):
             marks = marks[:-1]
-        return [at for at, _ in marks], [label for _, label in marks], edges, "stage"
+        return [at for at, _ in marks], [text for _, text in marks], edges, "stage"
     ends = [*(edge - 1 for edge in edges), len(groups) - 1]
     kept = ends[:: -(-len(ends) // most)]
     return [end + 0.5 for end in kept], [str(groups[end][0]) if groups[end] else "in" for end in kept], [], "block"
@@ -94,9 +100,18 @@ def heatmap(
     diverging: bool = False,
     colour_bar: bool = True,
 ) -> Axes:
-    """Any matrix as colours, row 0 at the top, without ticks; ``diverging``: a scale with its middle at 0.
+    """Any matrix as colours, row 0 at the top, without ticks. Undefined cells are grey.
 
-    ``label``: what the colours mean. ``limits``: their ends, by default those of the data. Undefined cells are grey.
+    Args:
+        matrix: numbers (rows, columns).
+        ax: what to draw on; by default a new figure.
+        label: what the colours mean.
+        limits: their ends, by default those of the data.
+        diverging: whether the scale of colours has its middle at 0.
+        colour_bar: whether there is a bar of colours beside the matrix.
+
+    Returns:
+        the axes.
     """
     ax = ax or plt.subplots(figsize=(4.8, 4))[1]
     if diverging and limits == (None, None):
@@ -123,13 +138,24 @@ def draw_cka(
 ) -> Axes:
     """A map of CKA between all places of two networks, or within one; the entrance at the lower left.
 
-    ``matrix``: CKA, with the places of the one network as index (drawn upwards) and those of the other as columns, as
-    ``CKAResult.between(a, b).to_frame()`` gives it. The colours span 0 to 1 in every such figure, so maps can be
-    compared; what is below 0 (the unbiased estimator can be) is drawn as 0. Cells are square within one network; a
-    map of two networks is drawn square as a whole, each axis spanning the network's depth. ``x``, ``y``: names of the
-    networks. ``stages``: draw thin lines where a network's stages meet.
+    The colours span 0 to 1 in every such figure, so maps can be compared; what is below 0 (the unbiased estimator can
+    be) is drawn as 0. Cells are square within one network; a map of two networks is drawn square as a whole, each axis
+    spanning the network's depth.
 
-    Raises ``ValueError`` if nothing in the matrix is a finite number.
+    Args:
+        matrix: CKA, with the places of the one network as index (drawn upwards) and those of the other as columns, as
+            ``CKAResult.between(a, b).to_frame()`` gives it.
+        ax: what to draw on; by default a new figure.
+        x: name of the network of the columns.
+        y: name of the network of the rows.
+        stages: whether thin lines are drawn where a network's stages meet.
+        colour_bar: whether there is a bar of colours beside the map.
+
+    Returns:
+        the axes.
+
+    Raises:
+        ValueError: if nothing in the matrix is a finite number.
     """
     if not np.isfinite(matrix.to_numpy(dtype=float)).any():
         raise ValueError("the CKA map holds no finite number")
@@ -182,9 +208,20 @@ def line_band(
 ) -> Axes:
     """Lines over a tidy table, with a band of error around each.
 
-    ``error``: a column with the half-width of the band, or two with its ends. ``hue``: the column that tells the lines
-    apart; each also has its own dash and marker, so that colour is not needed. Labels of the axes are the columns'
-    names: rename them to what the reader is to see.
+    Labels of the axes are the columns' names: rename them to what the reader is to see.
+
+    Args:
+        table: one row a point.
+        ax: what to draw on; by default a new figure.
+        x: the column of the horizontal axis.
+        y: the column of the vertical axis.
+        error: a column with the half-width of the band, or two with its ends; None for no band.
+        hue: the column that tells the lines apart; each also has its own dash and marker, so that colour is not needed.
+        palette: value of ``hue`` → colour.
+        markers: whether the points are marked.
+
+    Returns:
+        the axes.
     """
     ax = ax or plt.subplots()[1]
     style, before = {"style": hue} if hue else {}, len(ax.lines)
@@ -224,8 +261,14 @@ def sorted_heads(table: pd.DataFrame, ax: Axes | None = None, *, uniform: float,
     return ax
 
 
-def scene_grid(images, labels: Sequence[str] | None = None, *, columns: int = 4, size: float = 1.5) -> Figure:
-    """Images in a grid. ``images``: (N, 3, H, W) or (N, H, W, 3), uint8 or float in [0, 1], tensor or array."""
+def scene_grid(
+    images: ArrayLike, labels: Sequence[str] | None = None, *, columns: int = 4, size: float = 1.5
+) -> Figure:
+    """Images in a grid, each ``size`` inches wide, with a label above each where there are ``labels``.
+
+    ``images``: (N, 3, H, W) or (N, H, W, 3), uint8 or float in [0, 1], tensor or array. Raises ``ValueError`` for
+    another shape, and for another number of labels than of images.
+    """
     pictures = np.asarray(images)
     if pictures.ndim != 4 or 3 not in (pictures.shape[1], pictures.shape[3]):
         raise ValueError(f"images are (N, 3, H, W) or (N, H, W, 3); got {pictures.shape}")

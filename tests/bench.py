@@ -37,8 +37,9 @@ from helpers.measures.head_subsets import head_subsets
 from helpers.measures.heatmap import cka_heatmap
 from helpers.measures.hsic import BLOCK
 from helpers.measures.localization import token_patches
-from helpers.measures.probes import L2S, features, ridge
+from helpers.measures.probes import features
 from helpers.measures.receptive_field import effective_receptive_fields
+from helpers.measures.ridge import L2S, ridge
 from helpers.measures.rollout import rollout_maps
 from helpers.measures.skip_ratios import skip_ratios
 from helpers.networks import training, zoo

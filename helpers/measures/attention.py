@@ -1,9 +1,4 @@
-"""Where the heads of a transformer look: attention maps, and how far a head looks on average.
-
-A head's attention map A (N, N) says how much each token (row) takes from each token (column); rows sum to one. timm
-computes attention in one fused operation that never forms A. ``attention_maps`` switches that off, reduces every map
-inside a hook, and switches it on again. (timm's own ``AttentionExtract`` with hooks returns an empty dictionary, and no
-error, while attention is fused.)
+"""Where the heads of a transformer look: how far on average, at how many patches, and at which.
 
 The attention distance of a head is the distance in the image between a query patch and the patches it looks at,
 weighted by A, averaged over query patches and images (Dosovitskiy et al. 2021, Figures 7 and 11; Raghu et al. 2021,
@@ -13,11 +8,8 @@ that no longer sum to one: half of the mass on CLS then halves the distance. Her
 patches first, the other number is kept beside it, and so is the mass on the prefix.
 """
 
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -25,143 +17,24 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import spearmanr
-from timm.layers import DiffAttention
-from timm.models.pit import PoolingVisionTransformer
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
-from timm.models.xcit import XCA
 from torch import Tensor, nn
 
+from helpers.measures.attention_maps import (
+    WINDOWED,
+    Grid,
+    attention_maps,
+    attentions,
+    block_numbers,
+    grid_of,
+    one_a_block,
+)
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import prefix_tokens
 from helpers.networks.taps import Tap, capture, evaluating
 from helpers.uncertainty import GROUPS, delete_one
 
-WINDOWED = (SwinTransformer, SwinTransformerV2)
 CHUNK = 64  # images whose maps of one layer are held at a time
 COLUMNS = ["head", "distance", "plain", "prefix", "name", "block", "uniform", "windowed", "left_out"]
-
-
-@contextmanager
-def attention_maps(
-    model: nn.Module, fn: Callable[[Tensor], Any] | None = None, names: Iterable[str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """``fn`` of the attention map A (B, heads, N, N) of every attention of a timm model, in the order of depth::
-
-        with attention_maps(model, fn=lambda A: A.mean((0, 1))) as maps:
-            model(images)
-        maps["blocks.3.attn"]
-
-    ``fn`` runs inside the hook, so that no more than one map is held; without it the maps are kept. ``names``: of
-    the attentions, all by default. B counts windows, not images, where attention is windowed (Swin). The
-    dictionary is filled anew by each forward pass. Hooks and fused attention are put back in every case.
-
-    Raises ``ValueError`` for a model without attention, for one of which some attention forms no map that can be read,
-    and for maps that are not a distribution over positions: attention over channels (XCiT), rows that do not sum to
-    one (the talking heads of CaiT), differences of two maps (differential attention), maps that are not square.
-    """
-    modules = dict(model.named_modules())
-    taps = [Tap(name, f"{name}.attn_drop", "input") for name in attentions(model, names)]
-    fused = {module: module.fused_attn for module in modules.values() if hasattr(module, "fused_attn")}
-
-    def reduce(attention: Tensor) -> Any:
-        if attention.ndim != 4 or attention.shape[-1] != attention.shape[-2]:
-            raise ValueError(
-                f"{type(model).__name__}: an attention map is (B, heads, N, N); this one is {tuple(attention.shape)}"
-            )
-        total = attention[:1].sum(-1)
-        if not torch.allclose(total, torch.ones_like(total), atol=1e-2 if attention.dtype.itemsize < 4 else 1e-4):
-            raise ValueError(
-                f"{type(model).__name__}: rows of its attention maps do not sum to one (from {total.min():.2f} to "
-                f"{total.max():.2f}), so they are no weights; heads are mixed after the softmax"
-            )
-        return attention if fn is None else fn(attention)
-
-    try:
-        for module in fused:
-            module.fused_attn = False
-        with capture(model, taps, reduce) as maps:
-            yield maps
-    finally:
-        for module, was in fused.items():
-            module.fused_attn = was
-
-
-def attentions(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
-    """Names of a model's attention modules in the order of depth, or ``names`` if they are such.
-
-    Raises ``ValueError`` as ``attention_maps`` does for a model, and for a name that is none of its attentions.
-    """
-    kind, modules = type(model).__name__, dict(model.named_modules())
-    found = [
-        name
-        for name, module in modules.items()
-        if re.search(r"Attn|Attention|XCA", type(module).__name__) and "Pool" not in type(module).__name__
-    ]
-    found = [name for name in found if not any(other.startswith(name + ".") for other in found)]
-    if not found:
-        raise ValueError(f"{kind} has no attention: attention maps are those of transformers (ViT, Swin, PiT, …)")
-    if over := [name for name in found if isinstance(modules[name], XCA)]:
-        raise ValueError(f"{kind}: {over[0]} attends over channels, not over positions: there is no distance in that")
-    if split := [name for name in found if isinstance(modules[name], DiffAttention)]:
-        raise ValueError(f"{kind}: {split[0]} weighs by the difference of two maps, which is negative in part: no map")
-    if closed := [name for name in found if not isinstance(getattr(modules[name], "attn_drop", None), nn.Module)]:
-        what = f"{len(closed)} of {len(found)} attention modules ({closed[0]} is a {type(modules[closed[0]]).__name__})"
-        raise ValueError(f"{kind}: {what} have no attn_drop after their softmax, where maps are read")
-    wanted = found if names is None else list(names)
-    if strange := [name for name in wanted if name not in found]:
-        raise ValueError(f"{kind} has no attention {strange[0]!r}; it has {', '.join(found)}")
-    return wanted
-
-
-def block_numbers(names: Iterable[str]) -> list[int]:
-    """The number, from 0, of the block that each attention is in; attentions side by side in one block share it."""
-    blocks = [re.sub(r"(blocks\.\d+)\..*", r"\1", name) for name in names]
-    order = list(dict.fromkeys(blocks))
-    return [order.index(block) for block in blocks]
-
-
-def one_a_block(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise ``ValueError`` where a block has several attentions side by side, of which each has its own map."""
-    numbers = block_numbers(names)
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(
-            f"{type(model).__name__} has {len(numbers)} attentions side by side in {len(set(numbers))} blocks, and "
-            "this measure needs one map a block: take a network with one attention in each"
-        )
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The patches an attention sees: ``shape`` (rows, columns), ``step`` between them in px, ``prefix`` tokens first.
-
-    ``windowed``: the shape is that of a window, and what lies outside it cannot be looked at.
-    """
-
-    shape: tuple[int, int]
-    step: tuple[float, float]
-    prefix: int
-    windowed: bool = False
-
-    def distances(self) -> Tensor:
-        """Distance between any two patches in pixels, (h · w, h · w), row by row from the upper left."""
-        rows, columns = (torch.arange(n) * float(step) for n, step in zip(self.shape, self.step, strict=True))
-        places = torch.cartesian_prod(rows, columns)
-        return torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
-
-    def uniform(self) -> float:
-        """The distance of an attention that looks everywhere alike, in pixels."""
-        return float(self.distances().double().mean())
-
-    def nearest(self) -> float:
-        """The distance, in pixels, of an attention to the 3 × 3 patches around each patch alike.
-
-        The patch itself is one of them; at the rim of the image there are fewer.
-        """
-        places = torch.cartesian_prod(*(torch.arange(n) for n in self.shape))
-        near = (places[:, None] - places).abs().amax(-1) <= 1  # (h · w, h · w)
-        far = self.distances().double()
-        return float(((far * near).sum(1) / near.sum(1)).mean())
 
 
 def uniform_distance(grid: tuple[int, int], patch: float | tuple[float, float]) -> float:
@@ -178,35 +51,6 @@ def nearest_distance(grid: tuple[int, int], patch: float | tuple[float, float]) 
     16.7 px for 14 × 14 patches of 16. Arguments as for ``uniform_distance``.
     """
     return Grid(grid, patch if isinstance(patch, tuple) else (patch, patch), 0).nearest()
-
-
-def grid_of(model: nn.Module, name: str, tokens: int, size: tuple[int, int]) -> Grid:
-    """The grid that the attention ``name`` of ``model`` sees, given its number of tokens and the image's size in px.
-
-    Plain transformers (one grid from end to end, any prefix tokens), PiT (a grid a stage), Swin (windows). Raises
-    ``ValueError`` for other models and where tokens and grid do not fit.
-    """
-    embed, prefix = getattr(model, "patch_embed", None), prefix_tokens(model)
-    stage = re.search(r"(?:layers|transformers)\.(\d+)", name)
-    if isinstance(model, WINDOWED):
-        step = tuple(side * 2 ** int(stage[1]) for side in embed.patch_size)
-        grid = Grid(tuple(model.get_submodule(name).window_size), step, 0, windowed=True)
-    elif isinstance(model, PoolingVisionTransformer):
-        shape, step = embed.grid_size, embed.conv.stride
-        for _ in range(int(stage[1])):  # each stage begins with a 3 × 3 convolution of stride 2
-            shape, step = tuple(-(-n // 2) for n in shape), tuple(2 * s for s in step)
-        grid = Grid(shape, step, prefix)
-    elif hasattr(embed, "patch_size") and name.startswith("blocks."):
-        step = embed.patch_size
-        grid = Grid(tuple(n // s for n, s in zip(size, step, strict=True)), step, prefix)
-    else:
-        raise ValueError(f"{type(model).__name__}: it is not known where in the image the tokens of {name} lie")
-    if math.prod(grid.shape) + grid.prefix != tokens:
-        raise ValueError(
-            f"{type(model).__name__}: {name} has {tokens} tokens, not {grid.shape[0]} × {grid.shape[1]} patches and "
-            f"{grid.prefix} prefix tokens"
-        )
-    return grid
 
 
 def distances(attention: Tensor, grid: Grid) -> Tensor:
@@ -268,14 +112,16 @@ def attention_distance(
         raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
     names = attentions(model, names)
     sums: dict[str, list[Any]] = {name: [0] * groups for name in names}
-    counts, grids, number = [0] * groups, {}, -1
+    counts, number = [0] * groups, -1
+    grids: dict[str, Grid] = {}
     with evaluating(model), ExitStack() as stack:
         for number, batch in enumerate(batches):
             images = pixels(batch)
             if not grids:
                 with attention_maps(model, lambda A: A.shape[-1], names) as tokens:
                     model(normalise(model, images[:1]))
-                grids = {name: grid_of(model, name, n, tuple(images.shape[-2:])) for name, n in tokens.items()}
+                height, width = images.shape[-2:]
+                grids = {name: grid_of(model, name, n, (height, width)) for name, n in tokens.items()}
                 alike = {grid: [name for name in names if grids[name] == grid] for grid in grids.values()}
                 found = [
                     stack.enter_context(attention_maps(model, partial(distances, grid=grid), own))
@@ -311,9 +157,10 @@ def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK)
     Returns a table of ``block``, ``row``, ``column``; ``share`` of the attention between patches that falls on this
     patch, the rows divided by their mass on patches, mean over images, heads and queries; ``norm`` of its token on
     entering the block, mean over images. Raises ``ValueError`` as ``attention_maps`` and ``grid_of``, for windows,
-    and for blocks that see different grids.
+    for blocks that see different grids, and without images.
     """
-    names, prefix, total, images = attentions(model), prefix_tokens(model), 0, 0
+    names, prefix = attentions(model), prefix_tokens(model)
+    totals, images = torch.zeros(()), 0
     one_a_block(model, names)
     if isinstance(model, WINDOWED):
         raise ValueError(f"{type(model).__name__} attends within windows, which have no places of their own")
@@ -336,9 +183,12 @@ def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK)
                         "measure needs one grid for all blocks: take a network without stages"
                     )
                 found = [torch.stack([looked[name], entered[name]]) for name in names]
-                total, images = total + torch.stack(found, dim=1), images + len(part)
-    grid = grid_of(model, names[0], total.shape[-1] + prefix, tuple(part.shape[-2:]))
-    share, norm = (total / images).unflatten(-1, grid.shape).numpy()
+                totals, images = totals + torch.stack(found, dim=1), images + len(part)
+                height, width = part.shape[-2:]
+    if not images:
+        raise ValueError("no images were given, so there are no patches to look at; give a batch or more")
+    grid = grid_of(model, names[0], totals.shape[-1] + prefix, (height, width))
+    share, norm = (totals / images).unflatten(-1, grid.shape).numpy()
     values = [(*at, share[at], norm[at]) for at in np.ndindex(share.shape)]
     return pd.DataFrame(values, columns=["block", "row", "column", "share", "norm"])
 

@@ -205,8 +205,8 @@ def accuracy_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[flo
             raise ValueError(f"the card of {card.get('name')!r} has no accuracy; train the model with `make zoo`")
     if a["test_scenes"] != b["test_scenes"] or a["corpus"] != b["corpus"]:
         raise ValueError(f"{a['name']!r} and {b['name']!r} were measured on different test scenes")
-    shares = [card["accuracy"]["all cues"]["pair"] for card in (a, b)]
-    value, (low, high) = difference_of_shares(*shares, count=a["test_scenes"])
+    of_a, of_b = (card["accuracy"]["all cues"]["pair"] for card in (a, b))
+    value, (low, high) = difference_of_shares(of_a, of_b, count=a["test_scenes"])
     return 100 * value, (100 * low, 100 * high)
 
 

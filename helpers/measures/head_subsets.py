@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from helpers.measures.attention import WINDOWED, attention_maps, attentions, distances, grid_of
+from helpers.measures.attention import distances
+from helpers.measures.attention_maps import WINDOWED, attention_maps, attentions, grid_of
 from helpers.measures.cka import LEAST, MinibatchCKA, Sums, gram_linear, gram_row, row_of_gram
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import prefix_tokens
@@ -65,12 +67,15 @@ def head_subsets(vit: nn.Module, resnet: nn.Module, batches: Iterable, *, groups
         raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
     name = _attention_with_subsets(vit)
     sums, distances_of_heads = _read_heads(vit, resnet, batches, name, groups)
-    member = _subsets(vit.get_submodule(name).num_heads)
+    member = _subsets(_heads(vit, name))
     sums = sums_of_subsets(sums, member.astype(float))
 
     def measure(left_out: int | None) -> dict[str, np.ndarray]:
         parts = [part for group in range(groups) if group != left_out for part in distances_of_heads[group]]
-        mean = (sum(n * value for n, value in parts) / sum(n for n, _ in parts)).numpy()  # (heads,)
+        total = torch.zeros(member.shape[1], dtype=torch.float64)
+        for n, value in parts:
+            total = total + n * value
+        mean = (total / sum(n for n, _ in parts)).numpy()  # (heads,)
         distance = np.where(member, mean, 0).sum(1) / member.sum(1)
         return {"distance": distance, "cka": sums.cka(left_out).mean(1)}
 
@@ -88,7 +93,7 @@ def _attention_with_subsets(vit: nn.Module) -> str:
             "attends to the whole image (ViT, DeiT, BEiT, PiT)"
         )
     name = attentions(vit)[0]
-    heads = vit.get_submodule(name).num_heads
+    heads = _heads(vit, name)
     if heads == 1:
         raise ValueError(f"{kind} has a single head in {name}: there are no subsets to compare")
     if heads > MOST:
@@ -97,6 +102,12 @@ def _attention_with_subsets(vit: nn.Module) -> str:
             f"a transformer of at most {MOST}"
         )
     return name
+
+
+def _heads(vit: nn.Module, name: str) -> int:
+    """How many heads an attention has."""
+    attention: Any = vit.get_submodule(name)
+    return int(attention.num_heads)
 
 
 def _subsets(heads: int) -> np.ndarray:
@@ -114,7 +125,7 @@ def _read_heads(
     pair a batch: the number of its images, and the mean over them (H,). Raises ``ValueError`` for a group without a
     batch.
     """
-    heads, prefix = vit.get_submodule(name).num_heads, prefix_tokens(vit)
+    heads, prefix = _heads(vit, name), prefix_tokens(vit)
     blocks = [tap for tap in taps_for(resnet, ["block"]) if re.match(r"stages\.0\.|layer1\.", tap.name)]
     entrance = _first_stage(resnet)
     metric = MinibatchCKA(heads + len(blocks), groups=groups).to(next(vit.parameters()).device)
@@ -134,8 +145,9 @@ def _read_heads(
             if len(images) < LEAST:
                 short += 1
                 continue
+            height, width = images.shape[-2:]
             with (
-                attention_maps(vit, partial(distance, size=tuple(images.shape[-2:])), [name]) as looked,
+                attention_maps(vit, partial(distance, size=(height, width)), [name]) as looked,
                 capture(vit, [head_outputs(vit, name)], rows) as out,
                 capture(entrance, blocks, gram_row) as low,
             ):
@@ -171,12 +183,12 @@ def order_of_subsets(table: pd.DataFrame) -> float:
 
 def _first_stage(resnet: nn.Module) -> nn.Sequential:
     """A ResNet up to the end of its first stage, under the same names: the rest would be computed for nothing."""
-    parts = {
-        key: child for key, child in resnet.named_children() if key in ("conv1", "bn1", "act1", "maxpool", "layer1")
-    }
-    if not hasattr(resnet, "layer1"):
-        parts = {"stem": resnet.stem, "stages": nn.Sequential(resnet.stages[0])}
-    return nn.Sequential(OrderedDict(parts))
+    children = dict(resnet.named_children())
+    if "layer1" in children:
+        names = [name for name in children if name in ("conv1", "bn1", "act1", "maxpool", "layer1")]
+        return nn.Sequential(OrderedDict((name, children[name]) for name in names))
+    first = nn.Sequential(resnet.get_submodule("stages.0"))
+    return nn.Sequential(OrderedDict(stem=children["stem"], stages=first))
 
 
 @contextmanager

@@ -164,5 +164,6 @@ def hsic_unbiased(gram_x: Tensor, gram_y: Tensor) -> Tensor:
 
 
 def check_same_images(x: Tensor, y: Tensor) -> None:
+    """Raise ``ValueError`` for representations, or Gram matrices, of different numbers of images."""
     if len(x) != len(y):
         raise ValueError(f"CKA compares representations of the same images, but these are {len(x)} and {len(y)} images")

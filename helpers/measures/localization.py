@@ -120,18 +120,17 @@ def displacement(matrix: np.ndarray, grid: tuple[int, int]) -> float:
 
 def border_confusion(matrix: np.ndarray, grid: tuple[int, int]) -> float:
     """Claim R19: of positions on the rim, mean CKA with the rim's other patches minus that with the interior's."""
-    edge = rim(grid)
-    _inside(grid)
+    edge, inside = rim(grid), _inside(grid)
     others = edge[None] & ~np.eye(len(edge), dtype=bool)
     mine = np.where(others, matrix, np.nan)[edge]
-    return float(np.nanmean(np.nanmean(mine, 1) - matrix[edge][:, ~edge].mean(1)))
+    return float(np.nanmean(np.nanmean(mine, 1) - matrix[edge][:, inside].mean(1)))
 
 
 def matched_confusion(matrix: np.ndarray, grid: tuple[int, int]) -> float:
     """``border_confusion`` between patches that lie equally far away, averaged over such distances.
 
     Near patches resemble each other, and the rim is, on average, farther from a position on it than the interior is.
-    Taking pairs of equal distance takes that out.
+    Taking pairs of equal distance takes that out. Raises ``ValueError`` for a grid that has no such pairs.
     """
     edge, apart = rim(grid), distances(grid).round(6)
     found = []
@@ -152,6 +151,7 @@ def distances(grid: tuple[int, int]) -> np.ndarray:
 
 
 def _inside(grid: tuple[int, int]) -> np.ndarray:
+    """Which positions of a grid are interior: (T,) bool. Raises ``ValueError`` where there is none."""
     inside = ~rim(grid)
     if not inside.any():
         raise ValueError(
@@ -204,9 +204,11 @@ def token_patches(
             part = pixels(part)
             if len(part) < LEAST:
                 continue
-            size, x = tuple(part.shape[-2:]), normalise(model, part) if preprocess is None else preprocess(part)
+            size = tuple(part.shape[-2:])
+            x = normalise(model, part) if preprocess is None else preprocess(part)
+            height, width = x.shape[-2:]
             order = None if shuffle is None else _permutation(len(part), shuffle, index)
-            compare = _comparison(model, part, tuple(x.shape[-2:]), own, order)
+            compare = _comparison(model, part, (height, width), own, order)
             with capture(model, places, compare, with_tap=True) as out:
                 model(x)
             counts[:, index % GROUPS] += 1, len(part)
@@ -267,7 +269,7 @@ def _with_control(
 
 
 def token_rows(tokens: Tensor) -> Tensor:
-    """Tokens (n, T, d) → (T, n²): of each token what ``hsic.gram_row`` gives, all at once."""
+    """Tokens (n, T, d) → (T, n²): of each token what ``gram_row`` gives, all at once."""
     n = len(tokens)
     x = tokens.float() if tokens.dtype in (torch.float16, torch.bfloat16) else tokens
     x = (x - x[:1]).transpose(0, 1)  # a token that is the same for all images becomes exactly zero

@@ -22,7 +22,10 @@ VIEWS = {
 
 
 def views(x: Tensor, prefix: int) -> dict[str, Tensor]:
-    """The parts ``VIEWS`` of tokens x (n, prefix + T, d), each (n, …); no "CLS token" where there is no prefix."""
+    """The parts ``VIEWS`` of tokens x (n, prefix + T, d), each (n, …); no "CLS token" where there is no prefix.
+
+    Raises ``ValueError`` for another shape, and where no patch is left beside the prefix.
+    """
     if x.ndim != 3 or not 0 <= prefix < x.shape[1]:
         raise ValueError(
             f"tokens have shape (n, prefix + patches, d); got {tuple(x.shape)} with {prefix} prefix tokens"

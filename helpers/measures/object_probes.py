@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from helpers.images.scenes import SIZE, Scenes
-from helpers.measures.probes import L2S, features, fit, probe_error, probe_scores
+from helpers.measures.probes import features, probe_error, probe_scores
+from helpers.measures.ridge import L2S, fit
 from helpers.networks.taps import Tap
 from helpers.uncertainty import interval
 
@@ -85,8 +86,9 @@ def probe_object(
     for depth, read_out in product(places, x):
         a, b = x[read_out][depth], z[read_out][depth]
         for few in (shots, 0):
-            how = {"shots": few or None, "draws": draws, "held_out": HELD_OUT, "seed": seed}
-            score = probe_scores(a, learn.label, b, test.label, **how).float()  # (draws, N), or (draws, T, N)
+            score = probe_scores(
+                a, learn.label, b, test.label, shots=few or None, draws=draws, held_out=HELD_OUT, seed=seed
+            ).float()  # (draws, N), or (draws, T, N)
             if score.ndim == 3:
                 tiles[depth, few] = score.mean((0, 2)).reshape(grid)
                 score = score.mean(1)
@@ -121,10 +123,20 @@ def of_networks(probed: Mapping[str, ObjectProbes], table: str) -> pd.DataFrame:
 
 
 def position_errors(x: Tensor, z: Tensor, centre: Tensor, test_centre: Tensor, target: str) -> Tensor:
-    """Error (N,) in pixels of probes of a target of ``TARGETS``, on features z (N, D) or (T, N, D).
+    """Errors of probes of the object's place.
 
-    Single tokens have a probe each, and the mean of their errors is given. Four fifths of the features x and centres
-    (M, 2) are learnt from, and the last fifth chooses the penalty. Raises as ``probes.probe_error``.
+    Args:
+        x: features (M, D) or (T, M, D); four fifths are learnt from, and the last fifth chooses the penalty.
+        z: features (N, D) or (T, N, D) that the probes are scored on.
+        centre: the object's centre in the scenes of ``x``, (M, 2) in pixels.
+        test_centre: that in the scenes of ``z``, (N, 2).
+        target: what is read of the centre, a key of ``TARGETS``.
+
+    Returns:
+        the error (N,) in pixels; single tokens have a probe each, and the mean of their errors is given.
+
+    Raises:
+        ValueError: as ``probes.probe_error``.
     """
     cut = len(centre) - len(centre) // 5
     y, test_y = TARGETS[target](centre), TARGETS[target](test_centre)
@@ -149,10 +161,11 @@ def read_cover(x: Tensor, z: Tensor, shares: Tensor) -> Tensor:
         return (scores - truth).square().sum(-1).mean(-1)
 
     count = x.shape[1]
-    parts = []
-    for scenes in (slice(0, count // 3), slice(count // 3, count // 2)):
-        parts += [x[:, scenes].flatten(0, 1), shares[:, scenes].reshape(-1, 1)]
-    return fit(*parts, L2S, squared)(z)[..., 0]
+    learn, choose = (
+        (x[:, scenes].flatten(0, 1), shares[:, scenes].reshape(-1, 1))
+        for scenes in (slice(0, count // 3), slice(count // 3, count // 2))
+    )
+    return fit(*learn, *choose, l2s=L2S, loss=squared)(z)[..., 0]
 
 
 def centre_of_mass(weights: Tensor, patches: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
 """Linear probes in closed form: what a linear map can read from a network's features.
 
-A probe is ridge regression to targets of −1 and +1, one column a class, as Dosovitskiy et al. (2021) and Raghu et al.
-(2021, Section 7) use it, or to numbers, such as an object's position. The features are standardised with the mean and
-standard deviation of the images the probe learns from; the intercept is not penalised (it is fitted by
-centring). The penalty l2 multiplies ‖w‖² beside a *sum* of squared errors, so that it is the ``alpha`` of scikit-learn.
-It is chosen on held-out images, never on those that the probe is scored on.
+A probe is ridge regression (``ridge.fit``) to targets of −1 and +1, one column a class, as Dosovitskiy et al. (2021)
+and Raghu et al. (2021, Section 7) use it, or to numbers, such as an object's position. The penalty l2 is chosen on
+held-out images, never on those that the probe is scored on.
 
 Everything is batched: features may be (N, D), or (T, N, D) for T tokens with a probe of its own each.
 """
@@ -18,102 +16,15 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from tqdm import tqdm
 
-from helpers.images.sources import batches
+from helpers.images.sources import ImageSet, batches
+from helpers.measures.ridge import L2S, Probe, fit
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.places import OUTPUTS
 from helpers.networks.positions import has_class_token, positions
 from helpers.networks.taps import Tap, capture, evaluating, taps_for
 
-L2S = tuple(10.0**k for k in range(-1, 6))
 READ_OUTS = ("cls", "first token", "mean token", "tokens")
 CHUNK = 2**24  # numbers of a (T, N, D) that are standardised at once: 64 MB
-
-
-def ridge(x: Tensor, y: Tensor, l2: float | Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Minimise Σ‖y − xw − b‖² + l2 ‖w‖² over weights w (…, D, K) and intercept b (…, K).
-
-    ``x`` (…, N, D), ``y`` (…, N, K), broadcast over leading axes. One ``l2``: Cholesky. Several: one
-    eigendecomposition for all, and another leading axis (L, …). Either is of the smaller of D × D and N × N.
-
-    Raises ``ValueError`` for shapes that do not fit, an l2 that is not positive, or values that are not finite.
-    """
-    several = not np.isscalar(l2)
-    if x.shape[-2] != y.shape[-2]:
-        raise ValueError(f"features of {x.shape[-2]} images and targets of {y.shape[-2]}")
-    if min(l2 if several else [l2]) <= 0:
-        raise ValueError(f"l2 is a positive number; got {l2}")
-    for name, values in (("features", x), ("targets", y)):
-        if not values.isfinite().all():
-            raise ValueError(f"the {name} hold NaN or infinite values; look at what the network was given")
-    x_mean, y_mean = x.mean(-2, keepdim=True), y.mean(-2, keepdim=True)
-    x, y = x - x_mean, y - y_mean
-    wide = x.shape[-1] > x.shape[-2]
-    gram = x @ x.mT if wide else x.mT @ x
-    right = y.expand(*gram.shape[:-2], *y.shape[-2:]) if wide else x.mT @ y
-    if several:
-        values, basis = torch.linalg.eigh(gram)
-        penalties = torch.as_tensor(l2, dtype=x.dtype, device=x.device).view(-1, *[1] * values.ndim)
-        shrunk = 1 / (values.clamp(min=0) + penalties)  # (L, …, r)
-        weights = basis @ (shrunk[..., None] * (basis.mT @ right))
-    else:
-        penalty = l2 * torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
-        weights = torch.cholesky_solve(right, torch.linalg.cholesky(gram + penalty))
-    weights = x.mT @ weights if wide else weights
-    return weights, (y_mean - x_mean @ weights).squeeze(-2)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A fitted probe: features (…, N, D) → scores (…, N, K), by ``probe(x)``. ``l2`` (…) was chosen."""
-
-    mean: Tensor
-    std: Tensor
-    weights: Tensor
-    intercept: Tensor
-    l2: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (x.float() - self.mean) / self.std @ self.weights + self.intercept[..., None, :]
-
-
-def fit(
-    x: Tensor,
-    y: Tensor,
-    valid_x: Tensor,
-    valid_y: Tensor,
-    l2s: Sequence[float],
-    loss: Callable[[Tensor, Tensor], Tensor],
-) -> Probe:
-    """The probe whose l2 does best on held-out images. A feature that never changes among the N images is left out.
-
-    Args:
-        x: features (…, N, D) to learn from.
-        y: their targets (…, N, K).
-        valid_x: features (…, V, D) to choose the l2 on.
-        valid_y: their targets, as ``loss`` takes them.
-        l2s: to choose from; of two that do as well, the larger is taken.
-        loss: scores (…, V, K) and ``valid_y`` → one number for each probe (…).
-
-    Returns:
-        one probe, or one for each index of the leading axes.
-
-    Raises:
-        ValueError: where no feature changes among the N images.
-    """
-    x = x.float()
-    std, mean = torch.std_mean(x, -2, keepdim=True, correction=0)
-    fixed = std <= 1e-6 * mean.abs() + 1e-12
-    if fixed.all(-1).any():
-        raise ValueError("the features are the same for all images, so no probe can read anything from them")
-    std = std.masked_fill(fixed, torch.inf)  # 1 / inf = 0
-    l2s = sorted(l2s, reverse=True)
-    weights, intercept = ridge((x - mean) / std, y.float(), l2s)
-    every = [Probe(mean, std, w, b, torch.tensor(l2)) for w, b, l2 in zip(weights, intercept, l2s, strict=True)]
-    losses = torch.stack([loss(probe(valid_x), valid_y) for probe in every])  # (L, …)
-    best = losses.argmin(0)  # the first, where several are as good
-    pick = best.view(1, *best.shape, 1, 1)
-    weights, intercept = weights.take_along_dim(pick, 0)[0], intercept.take_along_dim(pick[..., 0], 0)[0]
-    return Probe(mean, std, weights, intercept, torch.tensor(l2s)[best])
 
 
 @dataclass(frozen=True)
@@ -128,6 +39,7 @@ class Probed:
 
     @property
     def value(self) -> Tensor:
+        """Mean over the test images: accuracy, or error, of each probe."""
         return self.score.float().mean(-1)
 
 
@@ -311,7 +223,7 @@ def probe_scores(
 @torch.inference_mode()
 def features(
     model: nn.Module,
-    images: Iterable | Tensor,
+    images: ImageSet | Tensor,
     read_outs: Sequence[str] = ("mean token",),
     places: Sequence[Tap] | None = None,
     *,
@@ -361,12 +273,13 @@ def features(
         }
         return {name: parts[name]().to(dtype, copy=True) for name in read_outs}
 
-    kept = {name: {tap.name: [] for tap in places} for name in read_outs}
-    loader = images.split(batch) if isinstance(images, Tensor) else batches(images, batch)
+    kept: dict[str, dict[str, list[Tensor]]] = {name: {tap.name: [] for tap in places} for name in read_outs}
+    loader: Iterable = images.split(batch) if isinstance(images, Tensor) else batches(images, batch)
     with evaluating(model), capture(model, places, reduce, with_tap=True) as out:
         for part in tqdm(loader, desc="features", unit="batch", disable=not progress):
             part = normalise(model, pixels(part))
-            size = tuple(part.shape[-2:])
+            height, width = part.shape[-2:]
+            size = (height, width)
             model(part)
             for place, found in out.items():
                 for name, x in found.items():

@@ -136,7 +136,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 def _places(model: nn.Module, image: Tensor, taps: list[Tap], length: int) -> tuple[pd.DataFrame, list[int]]:
     """The table of places of ``ReceptiveFields``, and how many channels each has. ``image`` (1, 3, H, W)."""
-    look = partial(_middle, model, tuple(image.shape[-2:]))
+    height, width = image.shape[-2:]
+    look = partial(_middle, model, (height, width))
     with torch.inference_mode(), capture(model, taps, look, with_tap=True) as read, Centres(model) as centres:
         model(normalise(model, image))
     rows, widths, reached = [], [], 0
@@ -155,12 +156,12 @@ def _summed_gradients(
 
     ``drawn``: for each place the channels of each image, (N, channels).
     """
-    size = tuple(images.shape[-2:])
-    sums = torch.zeros(groups, len(taps), *size)
+    height, width = images.shape[-2:]
+    sums = torch.zeros(groups, len(taps), height, width)
     for start in range(0, len(images), batch):
         x = images[start : start + batch]
         x = x.float() / 255 if x.dtype == torch.uint8 else x.float().clone()
-        with torch.enable_grad(), capture(model, taps, partial(_middle, model, size), with_tap=True) as out:
+        with torch.enable_grad(), capture(model, taps, partial(_middle, model, (height, width)), with_tap=True) as out:
             model(normalise(model, x.requires_grad_()))
         group = torch.arange(start, start + len(x)) % groups
         for place, (middle, _) in enumerate(out.values()):  # (B, C)

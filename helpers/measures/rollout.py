@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from helpers.measures.attention import CHUNK, attention_maps, attentions, grid_of, one_a_block
+from helpers.measures.attention import CHUNK
+from helpers.measures.attention_maps import attention_maps, attentions, grid_of, one_a_block
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import has_class_token
 from helpers.networks.taps import evaluating
@@ -63,11 +64,12 @@ def rollout_maps(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> 
             for part in images.split(chunk):
                 model(normalise(model, part))
                 rolled = attention_rollout(maps[name] for name in names)
-                grid = grid_of(model, names[0], rolled[0].shape[-1], tuple(part.shape[-2:]))
+                height, width = part.shape[-2:]
+                grid = grid_of(model, names[0], rolled[0].shape[-1], (height, width))
                 if grid.windowed:
                     raise ValueError(f"{type(model).__name__} attends within windows: it has no rollout")
-                rows = [r[:, 0] if first else r[:, grid.prefix :].mean(1) for r in rolled]
-                rows = torch.stack(rows, dim=1)[..., grid.prefix :]  # (B, blocks, patches)
+                queries = [r[:, 0] if first else r[:, grid.prefix :].mean(1) for r in rolled]
+                rows = torch.stack(queries, dim=1)[..., grid.prefix :]  # (B, blocks, patches)
                 parts.append((rows / rows.sum(-1, keepdim=True)).unflatten(-1, grid.shape).cpu())
     return torch.cat(parts)
 
@@ -86,7 +88,8 @@ def share_on(maps: Tensor, masks: Tensor) -> Tensor:
     """
     if any(big % small for big, small in zip(masks.shape[1:], maps.shape[1:], strict=True)):
         raise ValueError(f"masks of {tuple(masks.shape[1:])} pixels do not divide into {tuple(maps.shape[1:])} patches")
-    covered = adaptive_avg_pool2d(masks.float()[:, None], maps.shape[1:])[:, 0]
+    rows, columns = maps.shape[1:]
+    covered = adaptive_avg_pool2d(masks.float()[:, None], (rows, columns))[:, 0]
     return (maps * covered).sum((1, 2))
 
 
@@ -101,7 +104,8 @@ def on_object(maps: Tensor, masks: Tensor, groups: int = GROUPS) -> pd.DataFrame
         raise ValueError(f"{groups} groups need as many images; got {len(maps)}")
     group = torch.arange(len(maps)) % groups
     own, area = share_on(maps, masks), masks.float().mean((1, 2))
-    gaussian = share_on(centred_gaussian(maps.shape[1:]).expand_as(maps), masks)
+    rows, columns = maps.shape[1:]
+    gaussian = share_on(centred_gaussian((rows, columns)).expand_as(maps), masks)
 
     def measure(left_out: int | None) -> dict[str, float]:
         kept = group != (-1 if left_out is None else left_out)

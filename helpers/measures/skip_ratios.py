@@ -164,7 +164,7 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
             group = index % groups
             images[group] += len(batch)
             for i, layer in enumerate(layers):
-                each, one = skip[layer.skip.name] or long[layer.long.name]
+                each, one = skip[layer.skip.name] or long[layer.long.name]  # at whichever was read last
                 if not torch.isfinite(each).all() or not each[-1].any():
                     raise ValueError(f"{layer.name}: the branch is zero or not finite, so it has no ratio")
                 if index == 0:
@@ -182,8 +182,8 @@ def _measure(z: Tensor, f: Tensor, axis: int, tokens: dict[str, slice]) -> tuple
     zf = (z * f).sum(axis).double().flatten(1)
     total = zz + 2 * zf + ff
     cosines = ((zz + zf) / (zz * total).sqrt(), (zf + ff) / (ff * total).sqrt(), zf / (zz * ff).sqrt())
-    cosines = (torch.where((zz > 0) & (total > 0), cosine, 0.0) for cosine in cosines)  # to a zero vector: 0
-    each = torch.stack([torch.where(ff > 0, part, 0.0) for part in ((zz / ff).sqrt(), *cosines, torch.ones_like(ff))])
+    defined = [torch.where((zz > 0) & (total > 0), cosine, 0.0) for cosine in cosines]  # to a zero vector: 0
+    each = torch.stack([torch.where(ff > 0, part, 0.0) for part in ((zz / ff).sqrt(), *defined, torch.ones_like(ff))])
     one = torch.stack([(zz[:, where].sum(1) / ff[:, where].sum(1)).sqrt().sum() for where in tokens.values()])
     return each.sum(1).cpu(), one.cpu()
 

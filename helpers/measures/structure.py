@@ -35,10 +35,11 @@ def places(result: CKAResult, model: str, length: int | None = None) -> Places:
 
     ``length``: number of the complete network's places after the first, where the result has not all of them (16 for
     a ResNet-50). The stage of a ResNet's block is the number in its name; a ViT has none (all −1).
+
+    Raises ``ValueError`` for a model that is not there, and for a ``length`` below the number of its places.
     """
-    index = result.index(
-        model, [kind for kind in STREAM if kind in set(result.taps["kind"][result.taps["model"] == model])]
-    )
+    own_kinds = set(result.taps["kind"][result.taps["model"] == model])
+    index = result.index(model, [kind for kind in STREAM if kind in own_kinds])
     names = result.taps["name"].iloc[index]
     stages = [re.search(r"(?:stages\.|layer)(\d+)", name) for name in names]
     length = len(index) - 1 if length is None else length
@@ -130,7 +131,8 @@ def across_block(matrix: np.ndarray, vit: Places, block: int) -> float:
 def largest_difference(a: CKAResult, b: CKAResult) -> tuple[float, float]:
     """R30: the largest absolute difference of two CKA matrices of the same places, and its standard error.
 
-    The error is that of the cell where the difference is largest, the two results taken as independent.
+    The error is that of the cell where the difference is largest, the two results taken as independent. Raises
+    ``ValueError`` where the results compare different places.
     """
     if a.labels != b.labels:
         raise ValueError("the two results compare different places")

@@ -1,0 +1,181 @@
+"""Reading the attention maps of timm's transformers, and the grid of patches that an attention sees.
+
+A head's attention map A (N, N) says how much each token (row) takes from each token (column); rows sum to one. timm
+computes attention in one fused operation that never forms A. ``attention_maps`` switches that off, reduces every map
+inside a hook, and switches it on again. (timm's own ``AttentionExtract`` with hooks returns an empty dictionary, and no
+error, while attention is fused.)
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import DiffAttention
+from timm.models.pit import PoolingVisionTransformer
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.xcit import XCA
+from torch import Tensor, nn
+
+from helpers.networks.positions import prefix_tokens
+from helpers.networks.taps import Tap, capture
+
+WINDOWED = (SwinTransformer, SwinTransformerV2)
+
+
+@contextmanager
+def attention_maps(
+    model: nn.Module, fn: Callable[[Tensor], Any] | None = None, names: Iterable[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """``fn`` of the attention map A (B, heads, N, N) of every attention of a timm model, in the order of depth::
+
+        with attention_maps(model, fn=lambda A: A.mean((0, 1))) as maps:
+            model(images)
+        maps["blocks.3.attn"]
+
+    ``fn`` runs inside the hook, so that no more than one map is held; without it the maps are kept. ``names``: of
+    the attentions, all by default. B counts windows, not images, where attention is windowed (Swin). The
+    dictionary is filled anew by each forward pass. Hooks and fused attention are put back in every case.
+
+    Raises ``ValueError`` for a model without attention, for one of which some attention forms no map that can be read,
+    and for maps that are not a distribution over positions: attention over channels (XCiT), rows that do not sum to
+    one (the talking heads of CaiT), differences of two maps (differential attention), maps that are not square.
+    """
+    modules = dict(model.named_modules())
+    taps = [Tap(name, f"{name}.attn_drop", "input") for name in attentions(model, names)]
+    fused = {module: module.fused_attn for module in modules.values() if hasattr(module, "fused_attn")}
+
+    def reduce(attention: Tensor) -> Any:
+        if attention.ndim != 4 or attention.shape[-1] != attention.shape[-2]:
+            raise ValueError(
+                f"{type(model).__name__}: an attention map is (B, heads, N, N); this one is {tuple(attention.shape)}"
+            )
+        total = attention[:1].sum(-1)
+        if not torch.allclose(total, torch.ones_like(total), atol=1e-2 if attention.dtype.itemsize < 4 else 1e-4):
+            raise ValueError(
+                f"{type(model).__name__}: rows of its attention maps do not sum to one (from {total.min():.2f} to "
+                f"{total.max():.2f}), so they are no weights; heads are mixed after the softmax"
+            )
+        return attention if fn is None else fn(attention)
+
+    try:
+        for module in fused:
+            module.fused_attn = False
+        with capture(model, taps, reduce) as maps:
+            yield maps
+    finally:
+        for module, was in fused.items():
+            module.fused_attn = was
+
+
+def attentions(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
+    """Names of a model's attention modules in the order of depth, or ``names`` if they are such.
+
+    Raises ``ValueError`` as ``attention_maps`` does for a model, and for a name that is none of its attentions.
+    """
+    kind, modules = type(model).__name__, dict(model.named_modules())
+    found = [
+        name
+        for name, module in modules.items()
+        if re.search(r"Attn|Attention|XCA", type(module).__name__) and "Pool" not in type(module).__name__
+    ]
+    found = [name for name in found if not any(other.startswith(name + ".") for other in found)]
+    if not found:
+        raise ValueError(f"{kind} has no attention: attention maps are those of transformers (ViT, Swin, PiT, …)")
+    if over := [name for name in found if isinstance(modules[name], XCA)]:
+        raise ValueError(f"{kind}: {over[0]} attends over channels, not over positions: there is no distance in that")
+    if split := [name for name in found if isinstance(modules[name], DiffAttention)]:
+        raise ValueError(f"{kind}: {split[0]} weighs by the difference of two maps, which is negative in part: no map")
+    if closed := [name for name in found if not isinstance(getattr(modules[name], "attn_drop", None), nn.Module)]:
+        what = f"{len(closed)} of {len(found)} attention modules ({closed[0]} is a {type(modules[closed[0]]).__name__})"
+        raise ValueError(f"{kind}: {what} have no attn_drop after their softmax, where maps are read")
+    wanted = found if names is None else list(names)
+    if strange := [name for name in wanted if name not in found]:
+        raise ValueError(f"{kind} has no attention {strange[0]!r}; it has {', '.join(found)}")
+    return wanted
+
+
+def block_numbers(names: Iterable[str]) -> list[int]:
+    """The number, from 0, of the block that each attention is in; attentions side by side in one block share it."""
+    blocks = [re.sub(r"(blocks\.\d+)\..*", r"\1", name) for name in names]
+    order = list(dict.fromkeys(blocks))
+    return [order.index(block) for block in blocks]
+
+
+def one_a_block(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise ``ValueError`` where a block has several attentions side by side, of which each has its own map."""
+    numbers = block_numbers(names)
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(
+            f"{type(model).__name__} has {len(numbers)} attentions side by side in {len(set(numbers))} blocks, and "
+            "this measure needs one map a block: take a network with one attention in each"
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The patches an attention sees: ``shape`` (rows, columns), ``step`` between them in px, ``prefix`` tokens first.
+
+    ``windowed``: the shape is that of a window, and what lies outside it cannot be looked at.
+    """
+
+    shape: tuple[int, int]
+    step: tuple[float, float]
+    prefix: int
+    windowed: bool = False
+
+    def distances(self) -> Tensor:
+        """Distance between any two patches in pixels, (h · w, h · w), row by row from the upper left."""
+        rows, columns = (torch.arange(n) * float(step) for n, step in zip(self.shape, self.step, strict=True))
+        places = torch.cartesian_prod(rows, columns)
+        return torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def uniform(self) -> float:
+        """The distance of an attention that looks everywhere alike, in pixels."""
+        return float(self.distances().double().mean())
+
+    def nearest(self) -> float:
+        """The distance, in pixels, of an attention to the 3 × 3 patches around each patch alike.
+
+        The patch itself is one of them; at the rim of the image there are fewer.
+        """
+        places = torch.cartesian_prod(*(torch.arange(n) for n in self.shape))
+        near = (places[:, None] - places).abs().amax(-1) <= 1  # (h · w, h · w)
+        far = self.distances().double()
+        return float(((far * near).sum(1) / near.sum(1)).mean())
+
+
+def grid_of(model: nn.Module, name: str, tokens: int, size: tuple[int, int]) -> Grid:
+    """The grid that the attention ``name`` of ``model`` sees, given its number of tokens and the image's size in px.
+
+    Plain transformers (one grid from end to end, any prefix tokens), PiT (a grid a stage), Swin (windows). Raises
+    ``ValueError`` for other models and where tokens and grid do not fit.
+    """
+    embed: Any = getattr(model, "patch_embed", None)
+    prefix = prefix_tokens(model)
+    found = re.search(r"(?:layers|transformers)\.(\d+)", name)
+    stage = int(found[1]) if found else 0
+    if isinstance(model, WINDOWED):
+        attention: Any = model.get_submodule(name)
+        high, wide = embed.patch_size
+        grid = Grid(tuple(attention.window_size), (high * 2**stage, wide * 2**stage), 0, windowed=True)
+    elif isinstance(model, PoolingVisionTransformer):
+        (rows, columns), (high, wide) = embed.grid_size, embed.conv.stride
+        for _ in range(stage):  # each stage begins with a 3 × 3 convolution of stride 2
+            rows, columns, high, wide = -(-rows // 2), -(-columns // 2), 2 * high, 2 * wide
+        grid = Grid((rows, columns), (high, wide), prefix)
+    elif hasattr(embed, "patch_size") and name.startswith("blocks."):
+        high, wide = embed.patch_size
+        grid = Grid((size[0] // high, size[1] // wide), (high, wide), prefix)
+    else:
+        raise ValueError(f"{type(model).__name__}: it is not known where in the image the tokens of {name} lie")
+    if math.prod(grid.shape) + grid.prefix != tokens:
+        raise ValueError(
+            f"{type(model).__name__}: {name} has {tokens} tokens, not {grid.shape[0]} × {grid.shape[1]} patches and "
+            f"{grid.prefix} prefix tokens"
+        )
+    return grid

@@ -1,0 +1,101 @@
+"""Ridge regression in closed form, and the probe whose penalty does best on held-out images.
+
+The features are standardised with the mean and standard deviation of the images the probe learns from; the intercept is
+not penalised (it is fitted by centring). The penalty l2 multiplies ‖w‖² beside a *sum* of squared errors, so that it is
+the ``alpha`` of scikit-learn. Everything is batched over leading axes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+L2S = tuple(10.0**k for k in range(-1, 6))
+
+
+def ridge(x: Tensor, y: Tensor, l2: float | Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Minimise Σ‖y − xw − b‖² + l2 ‖w‖² over weights w (…, D, K) and intercept b (…, K).
+
+    ``x`` (…, N, D), ``y`` (…, N, K), broadcast over leading axes. One ``l2``: Cholesky. Several: one
+    eigendecomposition for all, and another leading axis (L, …). Either is of the smaller of D × D and N × N.
+
+    Raises ``ValueError`` for shapes that do not fit, an l2 that is not positive, or values that are not finite.
+    """
+    l2s = [float(l2)] if isinstance(l2, (int, float)) else [float(one) for one in l2]
+    if x.shape[-2] != y.shape[-2]:
+        raise ValueError(f"features of {x.shape[-2]} images and targets of {y.shape[-2]}")
+    if min(l2s) <= 0:
+        raise ValueError(f"l2 is a positive number; got {l2}")
+    for name, values in (("features", x), ("targets", y)):
+        if not values.isfinite().all():
+            raise ValueError(f"the {name} hold NaN or infinite values; look at what the network was given")
+    x_mean, y_mean = x.mean(-2, keepdim=True), y.mean(-2, keepdim=True)
+    x, y = x - x_mean, y - y_mean
+    wide = x.shape[-1] > x.shape[-2]
+    gram = x @ x.mT if wide else x.mT @ x
+    right = y.expand(*gram.shape[:-2], *y.shape[-2:]) if wide else x.mT @ y
+    if not isinstance(l2, (int, float)):
+        values, basis = torch.linalg.eigh(gram)
+        penalties = torch.as_tensor(l2s, dtype=x.dtype, device=x.device).view(-1, *[1] * values.ndim)
+        shrunk = 1 / (values.clamp(min=0) + penalties)  # (L, …, r)
+        weights = basis @ (shrunk[..., None] * (basis.mT @ right))
+    else:
+        penalty = l2s[0] * torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
+        weights = torch.cholesky_solve(right, torch.linalg.cholesky(gram + penalty))
+    weights = x.mT @ weights if wide else weights
+    return weights, (y_mean - x_mean @ weights).squeeze(-2)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe: features (…, N, D) → scores (…, N, K), by ``probe(x)``. ``l2`` (…) was chosen."""
+
+    mean: Tensor
+    std: Tensor
+    weights: Tensor
+    intercept: Tensor
+    l2: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x.float() - self.mean) / self.std @ self.weights + self.intercept[..., None, :]
+
+
+def fit(
+    x: Tensor,
+    y: Tensor,
+    valid_x: Tensor,
+    valid_y: Tensor,
+    l2s: Sequence[float],
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Probe:
+    """The probe whose l2 does best on held-out images. A feature that never changes among the N images is left out.
+
+    Args:
+        x: features (…, N, D) to learn from.
+        y: their targets (…, N, K).
+        valid_x: features (…, V, D) to choose the l2 on.
+        valid_y: their targets, as ``loss`` takes them.
+        l2s: to choose from; of two that do as well, the larger is taken.
+        loss: scores (…, V, K) and ``valid_y`` → one number for each probe (…).
+
+    Returns:
+        one probe, or one for each index of the leading axes.
+
+    Raises:
+        ValueError: where no feature changes among the N images.
+    """
+    x = x.float()
+    std, mean = torch.std_mean(x, -2, keepdim=True, correction=0)
+    fixed = std <= 1e-6 * mean.abs() + 1e-12
+    if fixed.all(-1).any():
+        raise ValueError("the features are the same for all images, so no probe can read anything from them")
+    std = std.masked_fill(fixed, torch.inf)  # 1 / inf = 0
+    l2s = sorted(l2s, reverse=True)
+    weights, intercept = ridge((x - mean) / std, y.float(), l2s)
+    every = [Probe(mean, std, w, b, torch.tensor(l2)) for w, b, l2 in zip(weights, intercept, l2s, strict=True)]
+    losses = torch.stack([loss(probe(valid_x), valid_y) for probe in every])  # (L, …)
+    best = losses.argmin(0)  # the first, where several are as good
+    pick = best.view(1, *best.shape, 1, 1)
+    weights, intercept = weights.take_along_dim(pick, 0)[0], intercept.take_along_dim(pick[..., 0], 0)[0]
+    return Probe(mean, std, weights, intercept, torch.tensor(l2s)[best])
