@@ -173,6 +173,7 @@ def _result(metric: MinibatchCKA, places: list[tuple], batch: int, images: int) 
 
 
 def _write(name: str, result: CKAResult, what: str, images: ImageSet, where: Path, **notes: Any) -> None:
+    """Write a heat-map with its sums; the arguments are those of ``results.write``."""
     where.mkdir(parents=True, exist_ok=True)
     file = result.save(where / f"{name}.safetensors")
     about: dict[str, Any] = {"images": images.describe(), "cka": result.info, "arrays": files.sha256(file)}

@@ -92,9 +92,9 @@ def probes(networks: dict[str, nn.Module], images: ImageSet, where: Path, train:
     Scored on all images, and apart on those that were in no training set of ImageNet ("true validation"); and once more
     learnt from and scored on such images alone ("true only").
     """
-    (y, old), (test_y, new) = (_labels(data) for data in (train, images))
-    rows, kept = [], {"true validation": new.numpy()}
-    enough = bool((torch.bincount(y[old], minlength=int(y.max()) + 1) > SHOTS).all())  # to learn from these alone
+    (y, true), (test_y, test_true) = (_labels(data) for data in (train, images))
+    rows, kept = [], {"true validation": test_true.numpy()}
+    enough = bool((torch.bincount(y[true], minlength=int(y.max()) + 1) > SHOTS).all())  # to learn from these alone
     networks = dict(list(networks.items())[:2])
     grid = _coarsest(networks, images[0][0])
     some = [int(grid[1] * row + column) for row in _spread(grid[0]) for column in _spread(grid[1])]
@@ -109,10 +109,10 @@ def probes(networks: dict[str, nn.Module], images: ImageSet, where: Path, train:
             hits = probe_scores(a, y, b, test_y, shots=shots, draws=DRAWS).float()
             hits = hits.mean(1) if name == "tokens" else hits  # (R, N)
             sets = {"all": hits}
-            if enough and new.any():
-                some_x, some_y = (a[..., old, :], y[old]), (b[..., new, :], test_y[new])
-                only = probe_scores(*some_x, *some_y, shots=shots, draws=DRAWS).float()
-                sets |= {"true validation": hits[:, new], "true only": only.mean(1) if name == "tokens" else only}
+            if enough and test_true.any():
+                learn, score = (a[..., true, :], y[true]), (b[..., test_true, :], test_y[test_true])
+                only = probe_scores(*learn, *score, shots=shots, draws=DRAWS).float()
+                sets |= {"true validation": hits[:, test_true], "true only": only.mean(1) if name == "tokens" else only}
             for scored, part in sets.items():
                 low, high = interval(part)
                 about = {"model": label, "place": at, "depth": depths[place], "read_out": name}
@@ -124,7 +124,7 @@ def probes(networks: dict[str, nn.Module], images: ImageSet, where: Path, train:
         "train": train.describe(),
         "grid": grid,
         "single_tokens": some,
-        "true_validation": [int(old.sum()), int(new.sum())],
+        "true_validation": [int(true.sum()), int(test_true.sum())],
     }
     _write("probes", pd.DataFrame(rows), kept, what, images, where, **about, **notes)
 
@@ -150,6 +150,7 @@ def _coarsest(networks: dict[str, nn.Module], image: torch.Tensor) -> tuple[int,
 
 
 def _grid(network: nn.Module, size: tuple[int, int], x: torch.Tensor, tap: Tap) -> tuple[int, int]:
+    """Rows and columns of the positions of an activation."""
     return positions(network, x, size=size, tap=tap).grid
 
 
@@ -170,6 +171,7 @@ def _blocks(label: str, network: nn.Module) -> tuple[list, list[float]]:
 def _write(
     name: str, rows: pd.DataFrame, arrays: dict[str, np.ndarray], what: str, images: ImageSet, where: Path, **notes: Any
 ) -> None:
+    """Write a table with its arrays; the arguments are those of ``results.write``."""
     file = where / f"{name}.safetensors"
     with files.replacing(file) as (part,):
         save_file(arrays, part)
