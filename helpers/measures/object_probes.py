@@ -67,7 +67,7 @@ def probe_object(
         read_outs: "tokens", and of "mean token" and "cls" what there is; "first token", the first of the tokens, is
             added.
         grid: rows and columns of tokens; positions of larger maps are averaged to them.
-        patches: (H, W), the token to whose patch a pixel belongs, as in ``localization.TokenPatches``.
+        patches: (H, W), the token to whose patch a pixel belongs, as in ``token_patches.TokenPatches``.
         shots: scenes of each class that few-shot probes learn from.
         draws: of these scenes.
         seed: of the first draw.

@@ -21,11 +21,12 @@ from helpers.measures.localization import (
     own_similarity,
     rim,
     token_patches,
-    token_rows,
 )
+from helpers.measures.token_patches import token_rows
 from helpers.networks import zoo
 from helpers.networks.geometry import Centres
 from helpers.networks.inputs import normalise
+from helpers.networks.places import OUTPUTS
 from helpers.networks.positions import positions
 from helpers.networks.taps import capture, taps_for, taps_named
 from helpers.uncertainty import jackknife
@@ -130,7 +131,7 @@ def test_errors_are_the_jackknifes():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_kind_of_network(name):
     model, images = network(name)
-    place = taps_for(model, localization.OUTPUTS)[-1:]
+    place = taps_for(model, OUTPUTS)[-1:]
     found = token_patches(model, images, place)[place[0].name]
     count = NETWORKS[name][1] or len(found.matrix)
     assert found.matrix.shape == (count, count) and np.isfinite(found.matrix).all()
