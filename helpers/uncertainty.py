@@ -129,9 +129,11 @@ def interval(scores: ArrayLike, seed: int = 0, times: int = 2000) -> tuple[float
     """95 % interval of the mean of scores (R, N), from a bootstrap over the R draws of shots and the N images.
 
     Both are drawn anew, independently of each other; (N,) stands for a single fit. For the difference of two probes
-    that were scored on the same images, hand over the difference of their scores.
+    that were scored on the same images, hand over the difference of their scores. Raises ValueError without scores.
     """
     scores = np.atleast_2d(np.asarray(scores, dtype=float))
+    if not scores.size:
+        raise ValueError("there are no scores, so their mean has no interval")
     rows, columns = (_resampled(size, seed + axis, times) for axis, size in enumerate(scores.shape))
     means = ((rows @ scores) * columns).sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -196,8 +198,11 @@ def estimate(fn: Callable[..., Any], *measured: pd.DataFrame | Grouped) -> tuple
 
 def _split(tables: tuple[pd.DataFrame, ...]) -> tuple[list[pd.DataFrame], list[list[pd.DataFrame]]]:
     """The complete tables, and for each group the tables without it."""
-    if any("left_out" not in table for table in tables):
-        raise ValueError("a table for the jackknife says in a column left_out which group of images it leaves out")
+    if any("left_out" not in table or -1 not in table["left_out"].to_numpy() for table in tables):
+        raise ValueError(
+            "a table for the jackknife says in a column left_out which group of images it leaves out, −1 for none: "
+            "give the whole table, with the rows of all images"
+        )
     groups = [sorted(set(table["left_out"]) - {-1}) for table in tables]
     if any(other != groups[0] for other in groups) or len(groups[0]) < 2:
         raise ValueError(f"the tables need the same groups, two or more; they leave out {groups}")

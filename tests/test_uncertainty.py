@@ -181,11 +181,19 @@ def test_students_t():
     assert [round(quantile(groups), 3) for groups in (2, 3, 10, 16)] == [12.706, 4.303, 2.262, 2.131]
 
 
+def test_no_scores_have_no_interval():
+    for empty in ([], np.ones((2, 0))):
+        with pytest.raises(ValueError, match="no scores"):
+            interval(empty)
+
+
 @pytest.mark.parametrize("measure", [jackknife, bootstrap])
 def test_tables_that_do_not_fit(measure):
     table = left_out(np.random.default_rng(0).normal(0, 1, (4, 3)))
     with pytest.raises(ValueError, match="column left_out"):
         measure(order, table.drop(columns="left_out"))
+    with pytest.raises(ValueError, match="give the whole table"):
+        measure(order, table[table["left_out"] != -1])
     with pytest.raises(ValueError, match="same groups"):
         measure(lambda a, b: order(a), table, table[table["left_out"] < 3])
     with pytest.raises(ValueError, match="two or more"):
