@@ -9,7 +9,6 @@ The batches are dealt to sixteen groups, and leaving out one group at a time (th
 a CKA matrix its standard error: ``result.statistic(fn)``.
 """
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import replace
@@ -98,7 +97,7 @@ def cka_heatmap(
         metric, control = metric.to(device), control.to(device)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     size = skipped = used = 0
-    seen: set[bytes] = set()
+    seen: set[int] = set()
     with evaluating(*models.values()), torch.inference_mode(), _bar(loader, batches, progress and rank == 0) as bar:
         for index, batch in enumerate(islice(loader, batches)):
             images = pixels(batch)
@@ -174,10 +173,10 @@ def _rows(
     return list(out.values())
 
 
-def _hashes(images: Tensor) -> list[bytes]:
-    """A hash of each image's pixels; two images have the same one where these are equal."""
+def _hashes(images: Tensor) -> list[int]:
+    """A hash of each image's pixels, of 64 bits; two images have the same one where these are equal."""
     rows = images.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
-    return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+    return [hash(row.tobytes()) for row in rows]
 
 
 def _warn_of_repeated(count: int, images: int) -> None:
