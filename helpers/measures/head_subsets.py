@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from helpers.measures.attention import distances
 from helpers.measures.attention_maps import WINDOWED, attention_maps, attentions, grid_of
-from helpers.measures.cka import LEAST, MinibatchCKA, Sums, gram_linear, gram_row, row_of_gram
+from helpers.measures.cka import LEAST, MinibatchCKA, Sums
+from helpers.measures.hsic import gram_linear, gram_row, row_of_gram
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import prefix_tokens
 from helpers.networks.taps import Tap, capture, evaluating, taps_for

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers.images.sources import ImageSet, batches
-from helpers.measures.cka import LEAST, Sums, gram_row, inner_products
+from helpers.measures.cka import LEAST, Sums
+from helpers.measures.hsic import gram_row, inner_products
 from helpers.networks.geometry import Centres
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.places import OUTPUTS
