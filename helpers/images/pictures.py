@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -39,11 +39,13 @@ def find(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def inspect(file: Path) -> tuple[bytes, bool]:
-    """The SHA-256 of a picture file, and whether it can be transparent; only its header is decoded.
+    """The SHA-256 of a picture file, and whether it can be transparent.
+
+    Of a JPEG or PNG that ends as such files do, only the header is decoded; of any other file, the whole picture.
 
     Raises ValueError, naming the file and what to do, where it is not a regular file, cannot be opened, is no picture,
     is of a kind that cannot be read faithfully (``square``), has more pixels than Pillow allows
-    (2 × ``PIL.Image.MAX_IMAGE_PIXELS``, 179 million), or is a JPEG or PNG that is cut off.
+    (2 × ``PIL.Image.MAX_IMAGE_PIXELS``, 179 million), or is cut off.
     """
     if not file.is_file():
         raise ValueError(f"{shown(file)} is a pipe or a device, not a picture; remove it")
@@ -52,7 +54,8 @@ def inspect(file: Path) -> tuple[bytes, bool]:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             _check_kind(picture)
             transparent = picture.has_transparency_data
-            if not content.endswith(_ENDS.get(picture.format or "", b"")):
+            end = _ENDS.get(picture.format or "")
+            if end is None or not content.endswith(end):
                 picture.load()  # bytes after the end do no harm: only decoding tells
     return hashlib.sha256(content).digest(), transparent
 
@@ -77,6 +80,9 @@ def naming(file: Path) -> Iterator[None]:
         yield
     except Image.DecompressionBombError as error:
         raise ValueError(f"{shown(file)} is too large ({error}); make the picture smaller or remove it") from error
+    except UnidentifiedImageError as error:  # its own message names the buffer, not the file
+        reason = f"cannot identify image file: it is damaged or none of {', '.join(FORMATS)}"
+        raise ValueError(f"cannot read {shown(file)} as an image ({reason}); mend it or remove it") from error
     except Exception as error:  # of damaged files Pillow raises nearly every kind
         raise ValueError(f"cannot read {shown(file)} as an image ({error}); mend it or remove it") from error
 

@@ -129,7 +129,7 @@ def folder_images(
     """All images below a folder, in an order shuffled by ``seed``; the label is the number of the sub-folder.
 
     The order is shuffled because CKA needs the batches to mix the classes. How a picture becomes pixels is told at
-    ``pictures.square``; every file's header is read at once, its pixels when they are asked for.
+    ``pictures.square``; every file is looked at at once (``pictures.inspect``), its pixels are made when asked for.
 
     Args:
         path: the folder; links are followed, hidden files and folders left out.

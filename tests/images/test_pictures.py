@@ -412,19 +412,29 @@ def test_a_size_is_the_side_of_a_square(tmp_path, size):
 # --- damage
 
 
-@pytest.mark.fault("Images", "a JPEG or PNG that is cut off", "refused before any picture is read")
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.fault("Images", "a picture file of any kind that is cut off", "refused before any picture is read")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp", "ppm"])
+@pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF data")
 def test_a_file_that_is_cut_off_is_refused_before_any_is_read(tmp_path, suffix):
     values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     file = tmp_path / f"a.{suffix}"
     Image.fromarray(values).save(file)
     whole = file.read_bytes()
-    for kept in (len(whole) - 500, len(whole) // 2):
+    for kept in (len(whole) - 500, len(whole) // 2, len(whole) // 20):
         file.write_bytes(whole[:kept])
         with pytest.raises(ValueError, match=rf"cannot read .*a\.{suffix} as an image .*mend it or remove it"):
             folder_images(tmp_path, 64)
     file.write_bytes(whole + b"bytes after the end")
     assert torch.from_numpy(read(tmp_path, 64).copy()).float().std() > 20
+
+
+@pytest.mark.fault("Images", "an empty file, or a web page, that is called x.jpg", "refused, naming the file alone")
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html><body>404 Not Found</body></html>"])
+def test_a_file_that_is_no_picture_is_named_by_its_path(tmp_path, content):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read .*x\.jpg as an image .*none of JPEG, PNG") as caught:
+        folder_images(tmp_path, 8)
+    assert "BytesIO" not in str(caught.value) and "0x" not in str(caught.value)
 
 
 @pytest.mark.fault("Images", "a picture that changes after the set was made", "refused, naming the file")
