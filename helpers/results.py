@@ -98,6 +98,7 @@ def write(
         "what": what,
         "units": dict(units),
         "rows": len(table),
+        "text": [column for column in table if all(isinstance(value, str) for value in table[column])],
         "models": _model_notes(models),
         "images": dict(images or {}),
         "seed": seed,
@@ -118,6 +119,8 @@ def write(
 def read(name: str, where: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, Any]]:
     """A table that a chapter wrote, and its sidecar.
 
+    A column of text comes back as it was written, if the sidecar notes it as ``text``: "007" and "NaN" are no numbers.
+
     Raises:
         FileNotFoundError: there is no such table; the message says what makes it.
         ValueError: the sidecar cannot be read, or the table is not the one that it describes.
@@ -127,10 +130,19 @@ def read(name: str, where: str | Path | None = None) -> tuple[pd.DataFrame, dict
         raise FileNotFoundError(_missing(name, path))
     if not path.with_suffix(".json").exists():
         raise FileNotFoundError(f"{path} has no sidecar, so nothing is known of it; {_remedy(name, where)}")
-    content, sidecar = path.read_bytes(), _mapping(path.with_suffix(".json"), _remedy(name, where))
+    content, sidecar = path.read_bytes(), mapping(path.with_suffix(".json"), _remedy(name, where))
     if hashlib.sha256(content).hexdigest() != sidecar.get("sha256"):
         raise ValueError(f"{path} and its sidecar are out of step (sha256 differs); {_remedy(name, where)}")
-    table = pd.read_csv(BytesIO(content), keep_default_na=False, na_values=["NaN"])
+    text = sidecar.get(
+        "text", []
+    )  # tables of earlier versions note none, and their columns are told by what is in them
+    numbers = [column for column in pd.read_csv(BytesIO(content), nrows=0) if column not in text]
+    table = pd.read_csv(
+        BytesIO(content),
+        dtype=dict.fromkeys(text, str),
+        keep_default_na=False,
+        na_values=dict.fromkeys(numbers, ["NaN"]),
+    )
     return table, sidecar
 
 
@@ -193,6 +205,17 @@ def _git(*arguments: str) -> str | None:
     return ran.stdout.strip() if ran.returncode == 0 else None
 
 
+def mapping(file: Path, remedy: str) -> dict[str, Any]:
+    """What a JSON file holds; ValueError, naming the file, where that is no mapping."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, or no text
+        raise ValueError(f"{file} cannot be read ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is to hold a mapping, not {str(found)[:60]}; {remedy}")
+    return found
+
+
 def _model_notes(models: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
     """What the sidecar says of each model: for names alone, the hash of the weights in the zoo's card."""
     if isinstance(models, Mapping):
@@ -208,21 +231,10 @@ def _weights_hash(name: str) -> str:
         near = difflib.get_close_matches(name, [path.stem for path in ZOO.glob("*.json")], n=3, cutoff=0.5)
         hint = f" (there is {', '.join(near)})" if near else ""
         raise ValueError(f"the zoo has no card of {name!r}{hint}; say what is known of it: models={{{name!r}: …}}")
-    pinned = _mapping(card, "restore it from version control").get("sha256")
+    pinned = mapping(card, "restore it from version control").get("sha256")
     if not is_sha256(pinned):
         raise ValueError(f"{card} does not pin its weights: its sha256 is {pinned!r}; restore it from version control")
     return pinned
-
-
-def _mapping(file: Path, remedy: str) -> dict[str, Any]:
-    """What a JSON file holds; ValueError, naming the file, where that is no mapping."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
-        raise ValueError(f"{file} cannot be read ({error}); {remedy}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} is to hold a mapping, not {str(found)[:60]}; {remedy}")
-    return found
 
 
 def _path(name: str, where: str | Path | None) -> Path:

@@ -48,6 +48,34 @@ def test_undefined_numbers_survive(folder, table):
     assert results.read("02_representation/within")[0]["cka"].isna().tolist() == [False, True, False, False]
 
 
+@pytest.mark.fault(
+    "Claims and results", 'text such as "007", "NaN" or "True" in a table', "it is read as the text that it was"
+)
+def test_text_that_looks_like_something_else_comes_back_as_text(folder, table):
+    texts = {
+        "numbers": ["007", "1e3", "0x10", " 5"],
+        "missing": ["NaN", "nan", "", "None"],
+        "truths": ["True", "False", "True", "False"],
+        "quoted": ["a,b", '"', "a\nb", "é"],
+        "class": pd.Categorical(["1", "2", "1", "2"]),
+    }
+    write(table.assign(**texts, whole=[True, False, True, True], cka=[0.5, np.nan, 1.0, 2.0]))
+    again, sidecar = results.read("02_representation/within")
+    for name, values in texts.items():
+        assert again[name].tolist() == list(values), name
+    assert sidecar["text"] == ["layer", *texts]
+    assert again["images"].dtype == int and again["whole"].dtype == bool and np.isnan(again["cka"][1])
+
+
+def test_a_table_that_notes_no_text_is_read_by_what_it_holds(folder, table):
+    """As those of ``data/recorded`` that earlier versions wrote."""
+    sidecar = write(table.assign(layer=["007", "NaN", "1", "2"])).with_suffix(".json")
+    noted = json.loads(sidecar.read_text())
+    del noted["text"]
+    sidecar.write_text(json.dumps(noted))
+    np.testing.assert_array_equal(results.read("02_representation/within")[0]["layer"], [7, np.nan, 1, 2])
+
+
 def test_the_same_table_is_the_same_file(folder, table):
     first = write(table).read_bytes()
     assert write(table).read_bytes() == first

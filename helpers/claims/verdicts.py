@@ -109,6 +109,7 @@ def record(
     """Hold what a chapter measured against a claim, keep it for the scoreboard, and return the verdict.
 
     Recording a claim again replaces the former record of this chapter; other chapters' records are never touched.
+    A record that cannot be read is replaced as a whole.
 
     Args:
         claim_id: a claim of ``book/claims.yml``.
@@ -149,10 +150,23 @@ def record(
         }
     verdict = _judge(claim, track, entry)
     path = results.folder() / "claims" / f"{chapter}.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        stored = _stored(path) if path.exists() else {}
+    except ValueError:  # nothing in it can be kept
+        stored = {}
     stored.setdefault(claim_id, {})[track] = entry | {"verdict": verdict.word}
     files.write(path, json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
     return verdict
+
+
+def _stored(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """What a chapter's record keeps: claim → track → entry; ValueError, naming the file, if it is of another form."""
+    remedy = f"run the chapter {path.stem} again, which writes it"
+    stored = results.mapping(path, remedy)
+    for claim_id, tracks in stored.items():
+        if not isinstance(tracks, dict) or not all(isinstance(entry, dict) for entry in tracks.values()):
+            raise ValueError(f"{path} does not keep {claim_id} by its tracks; {remedy}")
+    return stored
 
 
 def _claim_of(claim_id: str, track: str, chapter: str) -> Claim:
@@ -243,16 +257,21 @@ def _measured(claim: Claim, given: Mapping[str, Mapping[str, float]]) -> tuple[t
 def verdicts(folder: str | Path | None = None) -> dict[tuple[str, str], Verdict]:
     """All verdicts below a results folder, by (claim, track), judged anew by today's criteria.
 
-    Raises ``ValueError`` for records that do not fit the claims as they are now.
+    Raises ``ValueError`` for records that are damaged, or do not fit the claims as they are now.
     """
     claims, found = load(), {}
     for path in sorted((Path(folder or results.folder()) / "claims").glob("*.json")):
-        for claim_id, tracks in json.loads(path.read_text(encoding="utf-8")).items():
+        for claim_id, tracks in _stored(path).items():
             for track, entry in tracks.items():
                 claim = claims.get(claim_id)
                 if claim is None or track not in claim.tracks or claim.chapter != path.stem:
                     raise ValueError(f"{path} records {claim_id} on {track}, not its claim: run the chapter again")
-                found[claim_id, track] = _judge(claim, track, entry)
+                try:
+                    found[claim_id, track] = _judge(claim, track, entry)
+                except (KeyError, TypeError, AttributeError) as error:
+                    raise ValueError(
+                        f"{path} keeps {claim_id} on {track} incompletely ({error!r}): run the chapter again"
+                    ) from error
     return found
 
 

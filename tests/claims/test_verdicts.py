@@ -103,6 +103,51 @@ def test_records_are_judged_by_the_claims_as_they_are_now(folder, record):
         verdicts.verdicts()
 
 
+DAMAGED = {
+    "empty": b"",
+    "cut off": b'{"R2": {"scenes"',
+    "a list": b"[]",
+    "null": b"null",
+    "not UTF-8": b'{"R2": "\xff\xfe"}',
+    "nested too deep": b"[" * 100_000,
+    "a claim without tracks": b'{"R2": null}',
+    "a track without an entry": b'{"R2": {"scenes": 0.1}}',
+}
+
+
+@pytest.mark.fault(
+    "Claims and results",
+    "a record of claims that is empty, damaged or of another form",
+    "it is named in one line; what its chapter records by hand replaces it",
+)
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_record_is_named_and_recording_heals_it(folder, record, damage):
+    stored = folder / "claims" / f"{CHAPTER}.json"
+    stored.parent.mkdir()
+    stored.write_bytes(DAMAGED[damage])
+    with pytest.raises(ValueError, match=rf"{CHAPTER}\.json .*run the chapter {CHAPTER} again") as refused:
+        verdicts.verdicts()
+    assert "\n" not in str(refused.value)
+    record("R2", value=0.1)
+    assert {key: verdict.word for key, verdict in verdicts.verdicts().items()} == {("R2", "scenes"): "holds"}
+
+
+@pytest.mark.fault(
+    "Claims and results",
+    "a record of claims that is empty, damaged or of another form",
+    "it is named in one line; what its chapter records by hand replaces it",
+)
+@pytest.mark.parametrize("entry", ["{}", '{"parts": []}', '{"parts": {"value": {"value": 1, "low": "0", "high": 2}}}'])
+def test_a_record_that_lacks_something_is_named(folder, record, entry):
+    record("R3", value=0.1)
+    stored = folder / "claims" / f"{CHAPTER}.json"
+    stored.write_text(stored.read_text().replace("{", f'{{"R2": {{"scenes": {entry}}},', 1))
+    with pytest.raises(ValueError, match=f"{CHAPTER}.json keeps R2 on scenes incompletely.*run the chapter again"):
+        verdicts.verdicts()
+    record("R2", value=0.1)
+    assert set(verdicts.verdicts()) == {("R2", "scenes"), ("R3", "scenes")}
+
+
 def test_numbers_are_shown_as_far_as_they_are_known(record):
     assert str(record("R2", value=0.31234, stderr=0.01).parts[0]) == "0.312 (0.291 to 0.334)"
     assert str(record("R2", value=-0.31234, stderr=0.1).parts[0]) == "−0.31 (−0.53 to −0.10)"
