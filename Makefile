@@ -25,6 +25,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing the book's packages into $(VENV) (some minutes, the first time)"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[book,test]'
+	@# so that timm can be imported first, too, whichever builds of torch and torchvision meet (see that file)
+	@packages=$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+		&& cp helpers/_torchvision.py "$$packages/_how_vits_see.py" \
+		&& echo 'import _how_vits_see; _how_vits_see.make_importable()' > "$$packages/how_vits_see.pth"
 	@touch $@
 
 $(VENV)/installed-bench: $(VENV)/installed

@@ -1,6 +1,7 @@
 """timm and torchvision can be imported after the library, whichever builds of torch and torchvision meet."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -36,6 +37,23 @@ def test_the_library_after_an_import_that_may_have_failed(module):
         "from helpers.networks import zoo\nprint('all there')"
     )
     assert said in ("all there", "operator torchvision::nms does not exist\nall there")
+
+
+@pytest.mark.fault(
+    "Networks and weights",
+    "timm imported before helpers, in the environment that the Makefile makes",
+    "it works: Python declares what torchvision lacks when it is imported there",
+)
+def test_timm_first_in_the_books_own_environment(tmp_path):
+    """The two files that ``make`` puts beside the packages, in an environment that has them."""
+    recipe = (files.ROOT / "Makefile").read_text(encoding="utf-8")
+    (line,) = re.findall(r"echo '(import _how_vits_see.*)' > .*how_vits_see\.pth", recipe)
+    (tmp_path / "how_vits_see.pth").write_text(f"{line}\n", encoding="utf-8")
+    (tmp_path / "_how_vits_see.py").write_bytes((files.ROOT / "helpers" / "_torchvision.py").read_bytes())
+    start = f"import site, sys; site.addsitedir({str(tmp_path)!r}); "
+    assert run(start + "import timm; print('helpers' in sys.modules)") == "False"
+    assert run(start + "print('torch' in sys.modules)") == "False"  # no start of Python pays for it
+    assert run(start + "import helpers, timm, torchvision.transforms; print('there')") == "there"
 
 
 def test_torchvision_is_found_where_it_lies_and_an_error_of_its_own_is_not_hidden(tmp_path):
