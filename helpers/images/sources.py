@@ -33,6 +33,7 @@ class ImageSet(Dataset):
         names: the images' file names, where they are files.
         labels: their labels, where these are known without reading the images.
         classes: the names of the classes in the order of their labels, where they have names.
+        digests: the SHA-256 of the images' files, where they are files.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class ImageSet(Dataset):
         names: Sequence[str] = (),
         labels: Sequence[int] = (),
         classes: Sequence[str] = (),
+        digests: Sequence[bytes] = (),
     ):
         self._count, self._get, self._description = count, get, description
         self.names, self.labels, self.classes = list(names), list(labels), tuple(classes)
+        self.digests = list(digests)
 
     def __len__(self) -> int:
         return self._count
@@ -68,7 +71,8 @@ class ImageSet(Dataset):
         if len(self) <= count:
             return self
         about = {**self._description, "first_of": len(self)}
-        return ImageSet(count, self._get, about, self.names[:count], self.labels[:count], self.classes)
+        names, labels, digests = (known[:count] for known in (self.names, self.labels, self.digests))
+        return ImageSet(count, self._get, about, names, labels, self.classes, digests)
 
 
 def match_classes(images: ImageSet, to: ImageSet, subset: bool = False) -> ImageSet:
@@ -106,7 +110,8 @@ def match_classes(images: ImageSet, to: ImageSet, subset: bool = False) -> Image
 
     about = {key: value for key, value in images.describe().items() if key != "count"}
     labels = [number[label] for label in images.labels]
-    return ImageSet(len(images), get, {**about, "classes": list(to.classes)}, images.names, labels, to.classes)
+    about["classes"] = list(to.classes)
+    return ImageSet(len(images), get, about, images.names, labels, to.classes, images.digests)
 
 
 def scene_images(count: int, split: str = "test", corpus: scenes.Corpus | None = None) -> ImageSet:
@@ -170,14 +175,14 @@ def folder_images(
         return pil_to_tensor(pictures.read(file, size, digest)), label_of[file.parent]
 
     about = {"source": f"folder {root.name}", "size": size, "shuffled_with_seed": seed, "sha256": pinned.hexdigest()}
-    about |= _copies(files, [digest for digest, _ in seen]) | _left_out(root, left_out)
+    digests = [digest for digest, _ in seen]
+    about |= _copies(files, digests) | _left_out(root, left_out)
     if transparent := sum(can_be for _, can_be in seen):
         about |= {"transparent": transparent, "background": pictures.BACKGROUND}
     if classes is not None:
         about["classes"] = list(names)
-    return ImageSet(
-        len(files), get, about, [file.name for file in files], [label_of[file.parent] for file in files], names
-    )
+    labels = [label_of[file.parent] for file in files]
+    return ImageSet(len(files), get, about, [file.name for file in files], labels, names, digests)
 
 
 def torchvision_images(dataset: VisionDataset, size: int = 224, limit: int | None = None, seed: int = 0) -> ImageSet:

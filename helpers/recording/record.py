@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -40,6 +40,7 @@ from helpers.uncertainty import GROUPS
 MODELS = ("vit_tiny_patch16_224", "resnet50", "resnet152")
 OUT = ROOT / "measured"
 FREE = 200e6  # bytes that must be free: more than all recordings of a few networks take
+OTHERS = "Name what to make without them in --only, or give others"
 FEW = 4  # images on which every measure is tried before the first one is made
 
 
@@ -94,7 +95,10 @@ def main() -> None:
     only = given.only or [name for name in RECORDINGS if name != "probes" or given.train_images]
     try:
         images, probed = _images(given, only)
-        _refuse("these cannot be made:", [*_too_few(only, images, probed), *_unwritable(out)])
+        _refuse(
+            _complaint("these cannot be made:", [*_too_few(only, images, probed), *_shared(probed)], OTHERS),
+            _complaint("nothing can be written:", _unwritable(out), "Make room there, or name another folder in --out"),
+        )
         networks = {
             untrained: {model: _load(model, not untrained, given.weights) for model in given.models}
             for untrained in sorted({RECORDINGS[name].untrained for name in only})
@@ -102,7 +106,7 @@ def main() -> None:
         few = torch.stack([images[i % len(images)][0] for i in range(FEW)])
         for network in next(iter(networks.values())).values():
             normalise(network, few)
-        _refuse("these make no sense for these networks:", list(_attempts(only, networks, few)))
+        _refuse(_complaint("these make no sense for these networks:", _attempts(only, networks, few), OTHERS))
         cards = {name: zoo.local_notes(name, given.weights) for name in given.models}
     except (ValueError, OSError) as error:
         _stop(str(error))
@@ -202,6 +206,19 @@ def _too_few(only: list[str], images: ImageSet, probed: dict[str, ImageSet]) -> 
             yield f"{name}: {lack}"
 
 
+def _shared(probed: dict[str, ImageSet]) -> Iterator[str]:
+    """What probes would be scored on although they have learnt from it: pictures of the same bytes."""
+    if not probed:
+        return
+    images, learnt = probed["images"], set(probed["train"].digests)
+    if known := [i for i, digest in enumerate(images.digests) if digest in learnt]:
+        example = f"{images.classes[images.labels[known[0]]]}/{images.names[known[0]]}"
+        yield (
+            f"probes: {len(known)} of the {len(images)} pictures to score on are among those to learn from, such as "
+            f"{example}; give other pictures in --train-images"
+        )
+
+
 def _unwritable(out: Path) -> Iterator[str]:
     """What keeps recordings from being written to a folder."""
     there = next(folder for folder in (out, *out.parents) if folder.exists())
@@ -220,10 +237,16 @@ def _attempts(only: list[str], networks: dict[bool, dict[str, nn.Module]], few: 
             yield f"{name}: {error}"
 
 
-def _refuse(what: str, problems: list[str]) -> None:
-    """Raise ValueError with all problems in one message, if there are any."""
-    if problems:
-        raise ValueError(f"{what} {'; '.join(problems)}. Name what to make without them in --only, or give others")
+def _complaint(what: str, problems: Iterable[str], remedy: str) -> str:
+    """What is wrong, all problems, and what to do; "" if there are none."""
+    listed = "; ".join(problems)
+    return f"{what} {listed}. {remedy}" if listed else ""
+
+
+def _refuse(*complaints: str) -> None:
+    """Raise ValueError with all complaints in one message, if there are any."""
+    if wrong := [complaint for complaint in complaints if complaint]:
+        raise ValueError(". ".join(wrong))
 
 
 def _stop(message: str) -> NoReturn:

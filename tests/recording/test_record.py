@@ -1,6 +1,7 @@
 """``make record``: it works on anyone's networks and photographs, asks for what it needs, and goes on after a kill."""
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -38,7 +39,7 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, tmp_path, m
     monkeypatch.setattr(results, "code_version", lambda: next(versions))
     before, out = files(results.RECORDED), tmp_path / "measured"
     monkeypatch.setattr(record, "OUT", out)  # what is written to if nothing is said
-    run(monkeypatch, reader, "--train-images", reader / "photos")
+    run(monkeypatch, reader, "--train-images", reader / "others")
     assert files(results.RECORDED) == before and not list(out.glob(".*"))
     result, sidecar = recorded_cka("similarity", out)
     assert result.models == ["test_vit", "test_resnet"] and result.n_images == 64 and result.skipped == 2
@@ -94,7 +95,12 @@ def refused(capsys) -> str:
 
 
 @pytest.mark.fault("Recording", "32 photographs", "refused at once, with what each measure needs; nothing is measured")
-@pytest.mark.fault("Recording", "a disk that is full", "refused at once, before anything is measured")
+@pytest.mark.fault(
+    "Recording",
+    "a disk that is full, or a folder that cannot be written to",
+    "refused at once, with what to do; nothing is measured",
+)
+@pytest.mark.fault("Recording", "probes scored on pictures that they learnt from", "refused, with how many and which")
 def test_what_is_needed_is_asked_for_before_anything_is_measured(reader, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(zoo, "load", lambda *args, **options: pytest.fail("a network was loaded"))
     monkeypatch.setattr(record.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
@@ -107,10 +113,34 @@ def test_what_is_needed_is_asked_for_before_anything_is_measured(reader, tmp_pat
         "head_subsets needs 64 images (16 jackknife groups of 4), and there are 15",
         "skip_ratios needs 16 images",
         "probes: more than 10 images of each class are needed to learn from; there are fewer of",
-        "1 MB left, and 200 MB must be free",
+        "probes: 15 of the 15 pictures to score on are among those to learn from, such as",
+        "1 MB left, and 200 MB must be free. Make room there, or name another folder in --out",
     ):
         assert wanted in said
     assert "similarity needs" not in said
+    monkeypatch.setattr(record.os, "access", lambda *_: False)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, reader, "--only", "rollout", "--out", tmp_path / "out")
+    said = refused(capsys)
+    assert said.endswith("cannot be written to. Make room there, or name another folder in --out")
+    assert "--only" not in said
+
+
+@pytest.mark.fault("Recording", "probes scored on pictures that they learnt from", "refused, with how many and which")
+def test_pictures_that_were_learnt_are_not_scored_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(zoo, "load", lambda *args, **options: pytest.fail("a network was loaded"))
+    learn, score = colours(tmp_path / "learn", "abc", 12), tmp_path / "score"
+    (score / "b").mkdir(parents=True)
+    for name in ("new.png", "other.png"):
+        Image.new("RGB", (160, 160), (len(name), 0, 0)).save(score / "b" / name)
+    shutil.copy(learn / "c" / "3.png", score / "b" / "copy.png")  # another name, another class
+    arguments = ["--images", score, "--train-images", learn, "--models", "test_vit", "--only", "probes"]
+    monkeypatch.setattr(sys, "argv", ["record", *map(str, arguments), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        record.main()
+    assert "probes: 1 of the 3 pictures to score on are among those to learn from, such as b/copy.png" in refused(
+        capsys
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,11 +205,11 @@ def test_a_killed_run_loses_one_recording_and_goes_on(reader, tmp_path, monkeypa
 COLOURS = {"a": (200, 40, 40), "b": (40, 200, 40), "c": (40, 40, 200)}
 
 
-def colours(folder, classes, count):
-    """Noisy pictures of one colour, a sub-folder for each class."""
+def colours(folder, classes, count, first=0):
+    """Noisy pictures of one colour, a sub-folder for each class; ``first`` is the number of the first of them."""
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
-        for i in range(count):
+        for i in range(first, first + count):
             noise = np.random.default_rng((number, i)).integers(-30, 30, (160, 160, 3))
             Image.fromarray((noise + COLOURS[name]).astype(np.uint8)).save(folder / name / f"{i}.png")
     return folder
@@ -194,7 +224,7 @@ def colours(folder, classes, count):
 def test_probes_match_classes_by_the_names_of_folders(reader, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(record_spatial, "DRAWS", 2)
     learn = colours(tmp_path / "learn", "abc", 12)
-    score = colours(tmp_path / "score", "ac", 4)
+    score = colours(tmp_path / "score", "ac", 4, first=12)
     common = ["--only", "probes", "--images", score, "--out", tmp_path / "out"]
     run(monkeypatch, reader, *common, "--train-images", learn, models=["test_vit"])
     assert "probes: learnt, but not among the images to score on: b" in capsys.readouterr().out
