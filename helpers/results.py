@@ -133,9 +133,7 @@ def read(name: str, where: str | Path | None = None) -> tuple[pd.DataFrame, dict
     content, sidecar = path.read_bytes(), mapping(path.with_suffix(".json"), _remedy(name, where))
     if hashlib.sha256(content).hexdigest() != sidecar.get("sha256"):
         raise ValueError(f"{path} and its sidecar are out of step (sha256 differs); {_remedy(name, where)}")
-    text = sidecar.get(
-        "text", []
-    )  # tables of earlier versions note none, and their columns are told by what is in them
+    text = sidecar.get("text", [])  # an older table notes none: what a column holds then tells its type
     numbers = [column for column in pd.read_csv(BytesIO(content), nrows=0) if column not in text]
     table = pd.read_csv(
         BytesIO(content),

@@ -13,6 +13,8 @@ Everything is made under ``build/``:
     site/       the published site: replaced only by one that was built and checked without a fault
     state.json  of what inputs all this was made, and its hashes: what was changed by hand is made anew
     own/        not the build's: what chapters write that are run by hand
+
+What lies in the way of any of these but ``own/``, say a folder in the place of a file, is removed.
 """
 
 import argparse
@@ -30,7 +32,17 @@ from filelock import FileLock, Timeout
 
 from helpers import __version__
 from helpers.building import faults, site
-from helpers.building.execution import BookError, chapters, cores, digest, execute, files_below, read_state, write_state
+from helpers.building.execution import (
+    BookError,
+    chapters,
+    cores,
+    digest,
+    execute,
+    files_below,
+    read_state,
+    remove,
+    write_state,
+)
 from helpers.files import ROOT
 
 
@@ -137,7 +149,7 @@ def stage(root: Path) -> str:
     if unlisted:
         raise BookError(f"book/_toc.yml does not list these chapters: {', '.join(unlisted)}")
     source = root / "build" / "src"
-    shutil.rmtree(source, ignore_errors=True)
+    remove(source)
     shutil.copytree(root / "book", source / "book")
     (source / "notebooks").mkdir()
     for notebook in chapters(root):
@@ -165,13 +177,12 @@ def build(root: Path) -> Path:
         BookError: Jupyter Book failed or warned.
     """
     output, source = root / "build" / "_build", root / "build" / "src"
-    shutil.rmtree(output, ignore_errors=True)
+    remove(output)
     command: list[str | Path] = [Path(sys.executable).with_name("jupyter-book"), "build", source]
     command += ["--path-output", root / "build", "--config", source / "_config.yml"]
     command += ["--toc", source / "book" / "_toc.yml", "-W", "-n", "--keep-going"]
     ran = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     log = re.sub(r"\x1b\[[0-9;]*m", "", ran.stdout)  # without the terminal's colours
-    (root / "build" / "logs").mkdir(exist_ok=True)
     (root / "build" / "logs" / "jupyter-book.log").write_text(log)
     if ran.returncode or not (output / "html" / "index.html").exists():
         said = [line for line in log.splitlines() if "WARNING" in line or "ERROR" in line]
@@ -183,7 +194,7 @@ def build(root: Path) -> Path:
 def publish(root: Path, built: Path) -> Path:
     """Put a built site in the place of the published one; its first page."""
     place, former = root / "build" / "site", root / "build" / "site.former"
-    shutil.rmtree(former, ignore_errors=True)
+    remove(former)
     if place.exists():
         place.rename(former)
     built.rename(place)
@@ -199,9 +210,12 @@ def make(root: Path = ROOT, jobs: int | None = None) -> Path:
             published before stays as it is.
     """
     root = root.resolve()
-    (root / "build").mkdir(exist_ok=True)
+    lock = root / "build" / ".lock"
+    lock.parent.mkdir(exist_ok=True)
+    if lock.is_dir():  # no build's
+        remove(lock)
     try:
-        with FileLock(root / "build" / ".lock", timeout=0):
+        with FileLock(lock, timeout=0):
             return bring_up_to_date(root, jobs)
     except Timeout:
         raise BookError("another process is making this book just now") from None
@@ -211,7 +225,8 @@ def bring_up_to_date(root: Path, jobs: int | None) -> Path:
     """What ``make`` does, in a repository that no other build is at work in."""
     published = root / "build" / "site"
     index = published / "index.html"
-    if (former := root / "build" / "site.former").exists() and not index.exists():
+    if (former := root / "build" / "site.former").is_dir() and not index.exists():
+        remove(published)
         former.rename(published)  # a build was killed between the two renames of publish
     execute(root, jobs)
     key, state = stage(root), read_state(root)

@@ -140,6 +140,39 @@ def write_state(root: Path, state: dict[str, Any]) -> None:
     files.write(root / "build" / "state.json", json.dumps(state, indent=1))
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that it holds; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def make_room(build: Path) -> None:
+    """Make the folders that a build writes into; what lies in the way of these or of the files in them is removed."""
+    shutil.rmtree(build / "runs", ignore_errors=True)  # of builds that were killed
+    for name in ("executed", "logs", "results", "runs"):
+        if not (build / name).is_dir():
+            remove(build / name)
+        (build / name).mkdir(parents=True, exist_ok=True)
+    for path in (build / "state.json", *(build / "executed").iterdir(), *(build / "logs").iterdir()):
+        if path.is_dir():
+            remove(path)
+
+
+def remove_strays(results: Path, owned: set[str]) -> None:
+    """Remove all of a folder of results but the files ``owned``, and the folders that are then empty.
+
+    These strays are of chapters that are gone or about to be executed, or of someone else.
+    """
+    for path in sorted(results.rglob("*"), reverse=True):  # what a folder holds comes before the folder
+        if path.is_symlink() or not path.is_dir():
+            if path.relative_to(results).as_posix() not in owned:
+                path.unlink()
+        elif not any(path.iterdir()):
+            path.rmdir()
+
+
 def kernel_environment(results: Path, threads: int) -> dict[str, str]:
     """The environment of a chapter: this Python's own kernel, so many threads, results in the folder ``results``."""
     environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}  # else no inline figures
@@ -275,14 +308,10 @@ def execute(root: Path, jobs: int | None = None) -> list[str]:
         BookError: a cell failed. What other chapters had finished by then is kept.
     """
     build, keys = root / "build", input_keys(root)
-    shutil.rmtree(build / "runs", ignore_errors=True)  # of builds that were killed
-    for folder in ("executed", "logs", "results", "runs"):
-        (build / folder).mkdir(parents=True, exist_ok=True)
+    make_room(build)
     noted = read_state(root)["chapters"]
     state = read_state(root) | {"chapters": up_to_date(root, keys)}
-    owned = {name for ran in state["chapters"].values() for name in ran["results"]}
-    for name in set(hashes(build / "results")) - owned:
-        (build / "results" / name).unlink()  # of a chapter that is gone or about to be executed, or of someone else
+    remove_strays(build / "results", {name for ran in state["chapters"].values() for name in ran["results"]})
     write_state(root, state)
     # the chapter that takes longest goes first, so that nothing waits for it at the end
     stale = [notebook for notebook in keys if notebook.stem not in state["chapters"]]

@@ -463,6 +463,72 @@ def test_a_build_heals_a_damaged_state(small, executed):
         assert after["chapters"][name]["key"] == ran["key"] and after["chapters"][name]["results"] == ran["results"]
 
 
+MISPLACED = {  # under build/, and what lies there
+    "state.json": "folder",
+    "results": "file",
+    "logs": "file",
+    "executed": "file",
+    "runs": "file",
+    "results/kernel.txt": "folder",
+    "results/claims": "file",
+    "executed/01_line.ipynb": "folder",
+    "logs/01_line.log": "folder",
+    "logs/jupyter-book.log": "folder",
+    "src": "file",
+    "_build": "file",
+    "site": "file",
+    "site.former": "file",
+    ".lock": "folder",
+}
+
+
+def misplace(path: Path, kind: str) -> None:
+    """A file or a link to nowhere in the place of whatever is there, or a folder with something in it."""
+    execution.remove(path)
+    if kind == "folder":
+        path.mkdir()
+        (path / "mine.txt").write_text("mine")
+    elif kind == "file":
+        path.write_text("mine")
+    else:
+        path.symlink_to("nowhere")
+
+
+@pytest.mark.fault(
+    "Building the book", "a folder in the place of a file under build/, or a file in that of a folder", "it is replaced"
+)
+@pytest.mark.parametrize("name, kind", [*list(MISPLACED.items())[:8], ("results", "link"), ("executed", "link")])
+def test_what_lies_in_the_way_of_the_chapters_is_removed(small, monkeypatch, name, kind):
+    def at_once(self, notebook, bar):
+        made = self.folder / notebook.stem
+        (made / "results" / "claims").mkdir(parents=True)
+        shutil.copy(notebook, made / "chapter.ipynb")
+        if notebook.stem == "02_answer":
+            for result in ("kernel.txt", "claims/02_answer.json"):
+                (made / "results" / result).write_text("made")
+        return 1.0
+
+    monkeypatch.setattr(execution.Executor, "run", at_once)
+    misplace(small / "build" / name, kind)
+    execution.execute(small)
+    assert up_to_date(small) == ["01_line", "02_answer"] and execution.execute(small) == []
+    assert (small / "build" / "results" / "claims" / "02_answer.json").is_file()
+    assert "mine" not in {path.stem for path in (small / "build").rglob("*")}
+
+
+@pytest.mark.fault(
+    "Building the book", "a folder in the place of a file under build/, or a file in that of a folder", "it is replaced"
+)
+def test_a_build_heals_whatever_lies_in_its_way_but_what_was_run_by_hand(small):
+    (small / "build" / "own").write_text("by hand")
+    for name in set(MISPLACED) - {"results", "logs", "executed"}:  # in which others lie
+        misplace(small / "build" / name, MISPLACED[name])
+    index = book.make(small)
+    assert "ANSWER 41" in (index.parent / "notebooks" / "02_answer.html").read_text()
+    assert (small / "build" / "own").read_text() == "by hand"
+    assert all((small / "build" / name).is_file() for name in ("state.json", "results/kernel.txt", ".lock"))
+
+
 @pytest.mark.parametrize(
     "change",
     [{"seconds": "long"}, {"seconds": float("nan")}, {"cells": None}, {"key": 3}, {"results": []}, {"more": 1},
