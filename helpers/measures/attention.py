@@ -26,8 +26,10 @@ from helpers.measures.attention_maps import (
     attentions,
     block_numbers,
     grid_of,
+    network_of,
     one_a_block,
 )
+from helpers.measures.streams import at_least_one
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import prefix_tokens
 from helpers.networks.taps import Tap, capture, evaluating
@@ -105,9 +107,10 @@ def attention_distance(
         bounded by its window and should not be called local beside heads that could look anywhere.
 
     Raises:
-        ValueError: as ``attention_maps`` and ``grid_of`` do, and for fewer than two groups or fewer batches than
-            groups.
+        ValueError: as ``attention_maps`` and ``grid_of`` do, for fewer than two groups, fewer batches than groups,
+            and a chunk below 1.
     """
+    at_least_one(chunk=chunk)
     if groups < 2:
         raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
     names = attentions(model, names)
@@ -157,12 +160,14 @@ def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK)
     Returns a table of ``block``, ``row``, ``column``; ``share`` of the attention between patches that falls on this
     patch, the rows divided by their mass on patches, mean over images, heads and queries; ``norm`` of its token on
     entering the block, mean over images. Raises ``ValueError`` as ``attention_maps`` and ``grid_of``, for windows,
-    for blocks that see different grids, and without images.
+    for blocks that see different grids, without images, and for a chunk below 1.
     """
-    names, prefix = attentions(model), prefix_tokens(model)
-    totals, images = torch.zeros(()), 0
+    names, totals, images = attentions(model), torch.zeros(()), 0
     one_a_block(model, names)
-    if isinstance(model, WINDOWED):
+    at_least_one(chunk=chunk)
+    network, _ = network_of(model, names[0])
+    prefix = prefix_tokens(network)
+    if isinstance(network, WINDOWED):
         raise ValueError(f"{type(model).__name__} attends within windows, which have no places of their own")
     taps = [Tap(name, name.rsplit(".", 1)[0], "input") for name in names]
 
@@ -185,8 +190,8 @@ def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK)
                 found = [torch.stack([looked[name], entered[name]]) for name in names]
                 totals, images = totals + torch.stack(found, dim=1), images + len(part)
                 height, width = part.shape[-2:]
-    if not images:
-        raise ValueError("no images were given, so there are no patches to look at; give a batch or more")
+        if not images:
+            raise ValueError("no images were given, so there are no patches to look at; give a batch or more")
     grid = grid_of(model, names[0], totals.shape[-1] + prefix, (height, width))
     share, norm = (totals / images).unflatten(-1, grid.shape).numpy()
     values = [(*at, share[at], norm[at]) for at in np.ndindex(share.shape)]

@@ -15,16 +15,22 @@ from typing import Any
 
 import torch
 from timm.layers import DiffAttention
+from timm.models.coat import FactorAttnConvRelPosEnc
 from timm.models.pit import PoolingVisionTransformer
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.xcit import XCA
 from torch import Tensor, nn
 
-from helpers.networks.positions import prefix_tokens
+from helpers.networks.positions import prefix_tokens, token_grid
 from helpers.networks.taps import Tap, capture
 
 WINDOWED = (SwinTransformer, SwinTransformerV2)
+WITHOUT_MAPS = {  # attention → why there is no map of it
+    XCA: "attends over channels, not over positions: there is no distance in that",
+    DiffAttention: "weighs by the difference of two maps, which is negative in part: no map",
+    FactorAttnConvRelPosEnc: "multiplies keys by values before queries come in: it never forms a map over positions",
+}
 
 
 @contextmanager
@@ -86,10 +92,9 @@ def attentions(model: nn.Module, names: Iterable[str] | None = None) -> list[str
     found = [name for name in found if not any(other.startswith(name + ".") for other in found)]
     if not found:
         raise ValueError(f"{kind} has no attention: attention maps are those of transformers (ViT, Swin, PiT, …)")
-    if over := [name for name in found if isinstance(modules[name], XCA)]:
-        raise ValueError(f"{kind}: {over[0]} attends over channels, not over positions: there is no distance in that")
-    if split := [name for name in found if isinstance(modules[name], DiffAttention)]:
-        raise ValueError(f"{kind}: {split[0]} weighs by the difference of two maps, which is negative in part: no map")
+    for closed, why in WITHOUT_MAPS.items():
+        if without := [name for name in found if isinstance(modules[name], closed)]:
+            raise ValueError(f"{kind}: {without[0]} {why}")
     if closed := [name for name in found if not isinstance(getattr(modules[name], "attn_drop", None), nn.Module)]:
         what = f"{len(closed)} of {len(found)} attention modules ({closed[0]} is a {type(modules[closed[0]]).__name__})"
         raise ValueError(f"{kind}: {what} have no attn_drop after their softmax, where maps are read")
@@ -107,13 +112,29 @@ def block_numbers(names: Iterable[str]) -> list[int]:
 
 
 def one_a_block(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise ``ValueError`` where a block has several attentions side by side, of which each has its own map."""
+    """Raise ``ValueError`` where attentions are not one after another: side by side in a block, or of two networks."""
+    names = list(names)
+    if len({network_of(model, name)[0] for name in names}) > 1:
+        raise ValueError(f"{type(model).__name__} holds several networks with attention: give one of them alone")
     numbers = block_numbers(names)
     if len(set(numbers)) < len(numbers):
         raise ValueError(
             f"{type(model).__name__} has {len(numbers)} attentions side by side in {len(set(numbers))} blocks, and "
             "this measure needs one map a block: take a network with one attention in each"
         )
+
+
+def network_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The network that a module of ``model`` belongs to, which may be part of the model, and the module's name in it.
+
+    It is the innermost one around the module that cuts images into patches; the model itself where there is none.
+    """
+    parts = name.split(".")
+    for depth in range(len(parts), -1, -1):
+        around = model.get_submodule(".".join(parts[:depth]))
+        if hasattr(around, "patch_embed"):
+            return around, ".".join(parts[depth:])
+    return model, name
 
 
 @dataclass(frozen=True)
@@ -152,25 +173,25 @@ class Grid:
 def grid_of(model: nn.Module, name: str, tokens: int, size: tuple[int, int]) -> Grid:
     """The grid that the attention ``name`` of ``model`` sees, given its number of tokens and the image's size in px.
 
-    Plain transformers (one grid from end to end, any prefix tokens), PiT (a grid a stage), Swin (windows). Raises
-    ``ValueError`` for other models and where tokens and grid do not fit.
+    Plain transformers (one grid from end to end, any prefix tokens), PiT (a grid a stage), Swin (windows), each by
+    itself or as part of another module. Raises ``ValueError`` for other models and where tokens and grid do not fit.
     """
-    embed: Any = getattr(model, "patch_embed", None)
-    prefix = prefix_tokens(model)
-    found = re.search(r"(?:layers|transformers)\.(\d+)", name)
+    network, inside = network_of(model, name)
+    embed: Any = getattr(network, "patch_embed", None)
+    prefix = prefix_tokens(network)
+    found = re.search(r"(?:layers|transformers)\.(\d+)", inside)
     stage = int(found[1]) if found else 0
-    if isinstance(model, WINDOWED):
+    if isinstance(network, WINDOWED):
         attention: Any = model.get_submodule(name)
         high, wide = embed.patch_size
         grid = Grid(tuple(attention.window_size), (high * 2**stage, wide * 2**stage), 0, windowed=True)
-    elif isinstance(model, PoolingVisionTransformer):
+    elif isinstance(network, PoolingVisionTransformer):
         (rows, columns), (high, wide) = embed.grid_size, embed.conv.stride
         for _ in range(stage):  # each stage begins with a 3 × 3 convolution of stride 2
             rows, columns, high, wide = -(-rows // 2), -(-columns // 2), 2 * high, 2 * wide
         grid = Grid((rows, columns), (high, wide), prefix)
-    elif hasattr(embed, "patch_size") and name.startswith("blocks."):
-        high, wide = embed.patch_size
-        grid = Grid((size[0] // high, size[1] // wide), (high, wide), prefix)
+    elif inside.startswith("blocks.") and (shape := token_grid(network, size)) is not None:
+        grid = Grid(shape, embed.feat_ratio(as_scalar=False), prefix)
     else:
         raise ValueError(f"{type(model).__name__}: it is not known where in the image the tokens of {name} lie")
     if math.prod(grid.shape) + grid.prefix != tokens:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from helpers.measures.attention import CHUNK
-from helpers.measures.attention_maps import attention_maps, attentions, grid_of, one_a_block
+from helpers.measures.attention_maps import WINDOWED, attention_maps, attentions, grid_of, network_of, one_a_block
+from helpers.measures.streams import at_least_one
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import has_class_token
 from helpers.networks.taps import evaluating
@@ -52,12 +53,16 @@ def rollout_maps(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> 
     """Rollout over the patches after each block, (images, blocks, rows, columns); each map sums to one.
 
     The row of the class token where there is one, the mean over the rows of patches otherwise; what falls on prefix
-    tokens is left out and the rest divided by its sum. Raises ``ValueError`` as ``attention_maps`` does, and for
-    networks with windows, stages, or several attentions in a block.
+    tokens is left out and the rest divided by its sum. Raises ``ValueError`` as ``attention_maps`` does, for networks
+    with windows, stages, or several attentions in a block, without images, and for a chunk below 1.
     """
     names, parts = attentions(model), []
+    at_least_one(chunk=chunk)
     one_a_block(model, names)
-    first = has_class_token(model)
+    network, _ = network_of(model, names[0])
+    if isinstance(network, WINDOWED):
+        raise ValueError(f"{type(model).__name__} attends within windows: it has no rollout")
+    first = has_class_token(network)
     with evaluating(model), attention_maps(model, partial(torch.mean, dim=1)) as maps:
         for batch in batches:
             images = pixels(batch)
@@ -66,11 +71,11 @@ def rollout_maps(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> 
                 rolled = attention_rollout(maps[name] for name in names)
                 height, width = part.shape[-2:]
                 grid = grid_of(model, names[0], rolled[0].shape[-1], (height, width))
-                if grid.windowed:
-                    raise ValueError(f"{type(model).__name__} attends within windows: it has no rollout")
                 queries = [r[:, 0] if first else r[:, grid.prefix :].mean(1) for r in rolled]
                 rows = torch.stack(queries, dim=1)[..., grid.prefix :]  # (B, blocks, patches)
                 parts.append((rows / rows.sum(-1, keepdim=True)).unflatten(-1, grid.shape).cpu())
+        if not parts:
+            raise ValueError("no images were given, so there is no rollout; give a batch or more")
     return torch.cat(parts)
 
 
@@ -100,6 +105,8 @@ def on_object(maps: Tensor, masks: Tensor, groups: int = GROUPS) -> pd.DataFrame
     i mod ``groups``): ``own``, the share of the image's own map; ``common``, that of the mean map of all these images;
     ``gaussian``, that of a map which knows where the middle is; ``area``, the mask's share of the image.
     """
+    if groups < 2:
+        raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
     if groups > len(maps):
         raise ValueError(f"{groups} groups need as many images; got {len(maps)}")
     group = torch.arange(len(maps)) % groups

@@ -12,6 +12,7 @@ from torch import nn
 from helpers.measures.attention import attended_patches, attention_distance, uniform_distance
 from helpers.measures.attention_maps import attention_maps, attentions, block_numbers, grid_of
 from helpers.measures.head_subsets import head_outputs
+from helpers.measures.rollout import rollout_maps
 from helpers.networks.taps import capture, taps_named
 
 TINY = {"depth": 2, "num_classes": 0}
@@ -150,3 +151,67 @@ def test_the_grid_follows_the_image_where_the_model_does():
     model.pretrained_cfg["input_size"] = (3, 32, 96)
     table = attention_distance(model, batched(model, 2), groups=2)
     assert math.isclose(table["uniform"].iloc[0], uniform_distance((2, 6), 16))
+
+
+class Holder(nn.Module):
+    """A network inside of another module, which says how its images are normalised."""
+
+    def __init__(self, *bodies: nn.Module):
+        super().__init__()
+        self.bodies, self.pretrained_cfg = nn.ModuleList(bodies), bodies[0].pretrained_cfg
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [body(x) for body in self.bodies]
+
+
+@pytest.mark.fault(
+    "Measures", "attention maps of a ViT, Swin or PiT inside of another module", "those of the network by itself"
+)
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "pit_ti_224", "swin_tiny_patch4_window7_224"])
+def test_a_network_inside_of_another_module_is_read_as_by_itself(name):
+    model = made(name)
+    alone, held = (attention_distance(one, batched(model, 2), groups=2) for one in (model, Holder(model)))
+    assert held["name"].tolist() == [f"bodies.0.{name}" for name in alone["name"]]
+    assert held.drop(columns="name").equals(alone.drop(columns="name"))
+    if name.startswith("deit"):
+        images = batched(model, 2)
+        assert torch.equal(rollout_maps(Holder(model), images), rollout_maps(model, images))
+        assert attended_patches(Holder(model), images).equals(attended_patches(model, images))
+        with pytest.raises(ValueError, match="several networks with attention"):
+            rollout_maps(Holder(model, model.__class__(img_size=(48, 80), embed_dim=48, depth=1, num_heads=3)), images)
+
+
+@pytest.mark.fault("Measures", "attention maps of timm's features_only ViT", "those of the ViT that it holds")
+def test_a_network_that_gives_features_is_read_as_the_one_it_holds():
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", features_only=True, img_size=64, depth=3)
+    model.model.pretrained_cfg = model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    images = [torch.rand(2, 3, 64, 64) for _ in range(2)]
+    table = attention_distance(model, images, groups=2)
+    assert len(table) == 3 * 3 * 3 and math.isclose(table["uniform"].iloc[0], uniform_distance((4, 4), 16))
+    assert rollout_maps(model, images).shape == (4, 3, 4, 4)
+
+
+@pytest.mark.fault(
+    "Measures", "a ViT that pads its images, on 70 × 110 px", "the grid is that of the padded image, 5 × 7"
+)
+def test_the_grid_of_a_network_that_pads_its_images():
+    model = made("vit_tiny_patch16_224", {"img_size": 64, **TINY, "dynamic_img_size": True, "dynamic_img_pad": True})
+    images = [torch.rand(2, 3, 70, 110) for _ in range(2)]
+    table = attention_distance(model, images, groups=2)
+    assert math.isclose(table["uniform"].iloc[0], uniform_distance((5, 7), 16))
+    assert rollout_maps(model, images).shape == (4, 2, 5, 7)
+
+
+@pytest.mark.fault("Measures", "attention of a ViT over a ResNet's map", "distances are in pixels of the image")
+def test_patches_of_a_map_are_as_far_apart_as_the_pixels_they_see():
+    options = {"img_size": 64, "depth": 1, "num_classes": 0}
+    model = made("vit_tiny_r_s16_p8_224", options)  # patches of 8 × 8 on a map of which a step is 4 px
+    table = attention_distance(model, [torch.rand(2, 3, 64, 64) for _ in range(2)], groups=2)
+    assert math.isclose(table["uniform"].iloc[0], uniform_distance((2, 2), 32))
+
+
+@pytest.mark.fault("Measures", "attention of a CoaT", "refused: it forms no map")
+def test_factored_attention_has_no_map():
+    with pytest.raises(ValueError, match="never forms a map over positions"):
+        attentions(timm.create_model("coat_lite_tiny"))

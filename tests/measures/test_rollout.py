@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 
+from helpers.measures.attention import attended_patches, attention_distance
 from helpers.measures.rollout import attention_rollout, centred_gaussian, on_object, rollout_maps, share_on
 from helpers.uncertainty import jackknife
 
@@ -114,3 +115,26 @@ def test_the_gaussian_knows_the_middle_and_nothing_else():
     weight = centred_gaussian((4, 6))
     assert weight.sum() == pytest.approx(1.0) and np.allclose(weight, weight.flip(0).flip(1))
     assert weight.argmax().item() in (8, 9, 14, 15)
+
+
+@pytest.mark.fault("Measures", "rollout of a Swin with any windows", "refused: it attends within windows")
+def test_windows_are_named_before_maps_are_multiplied():
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=64, window_size=4, depths=(1, 1), num_heads=(1, 2)
+    )
+    swin.pretrained_cfg = {**CONFIG, "input_size": (3, 64, 64)}
+    with pytest.raises(ValueError, match="attends within windows"):
+        rollout_maps(swin, [torch.rand(2, 3, 64, 64)])
+
+
+@pytest.mark.fault("Measures", "no images, no group, or chunks of none, for attention", "refused in a line")
+def test_nothing_to_roll_out_is_named():
+    model, images = build("vit_tiny_patch16_224", patch_size=8), [torch.rand(2, 3, 32, 32)]
+    for measure in (rollout_maps, attended_patches):
+        with pytest.raises(ValueError, match="no images were given"):
+            measure(model, [])
+    for measure in (rollout_maps, attended_patches, attention_distance):
+        with pytest.raises(ValueError, match="chunk is a whole number, at least 1; got 0"):
+            measure(model, images, chunk=0)
+    with pytest.raises(ValueError, match="two jackknife groups or more; got 0"):
+        on_object(torch.rand(4, 2, 2), torch.ones(4, 4, 4), groups=0)
