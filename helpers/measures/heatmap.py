@@ -9,7 +9,6 @@ The batches are dealt to sixteen groups, and leaving out one group at a time (th
 a CKA matrix its standard error: ``result.statistic(fn)``.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from helpers.measures.cka import LEAST, MinibatchCKA, gram_row
 from helpers.measures.cka_result import CKAResult
+from helpers.measures.streams import hashes, warn_of_repeated
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.taps import Tap, capture, evaluating, taps_for
 
@@ -93,7 +93,7 @@ def cka_heatmap(
                 skipped += n
                 continue
             size, used = max(size, n), used + 1
-            seen.update(_hashes(images))
+            seen.update(hashes(images))
             if index % world != rank:
                 continue
             rows = torch.stack(
@@ -110,7 +110,7 @@ def cka_heatmap(
     if not used:
         raise ValueError(f"no batch of at least {LEAST} images was read; CKA needs one")
     sums, everything = metric.sums(), np.arange(len(places))
-    _warn_of_repeated(int(sums.images.sum()) - len(seen), int(sums.images.sum()))
+    warn_of_repeated(int(sums.images.sum()) - len(seen), int(sums.images.sum()), stacklevel=2)
     result = CKAResult(
         sums, places, everything, everything,
         n_images=int(sums.images.sum()), batch=size, batches=used, skipped=skipped,
@@ -122,8 +122,8 @@ def cka_heatmap(
 
 def _taps(model: nn.Module, wanted: Iterable[Tap | str] | None) -> list[Tap]:
     """The taps of a model: those given, those of the kinds given, or all."""
-    if wanted is None:
-        return taps_for(model)
+    if wanted is None or isinstance(wanted, str):  # which refuses a string
+        return taps_for(model, wanted)
     wanted = list(wanted)
     taps = [one for one in wanted if isinstance(one, Tap)]
     return taps or taps_for(model, [one for one in wanted if isinstance(one, str)])
@@ -157,22 +157,6 @@ def _rows(
         if len(found) != n * n:
             raise ValueError(f"{label}/{name}: its first axis is not the {n} images; CKA cannot use it")
     return list(out.values())
-
-
-def _hashes(images: Tensor) -> list[int]:
-    """A hash of each image's pixels, of 64 bits; two images have the same one where these are equal."""
-    rows = images.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
-    return [hash(row.tobytes()) for row in rows]
-
-
-def _warn_of_repeated(count: int, images: int) -> None:
-    """Warn of ``count`` images, of so many, that have the pixels of others, at the line that asked for the heat-map."""
-    if count:
-        warnings.warn(
-            f"{count} of {images} images have exactly the pixels of earlier ones, and CKA is not that of different "
-            "images: leave the copies out",
-            stacklevel=3,
-        )
 
 
 def _check_finite(rows: Tensor, places: pd.DataFrame) -> None:

@@ -7,7 +7,7 @@ held-out images, never on those that the probe is scored on.
 Everything is batched: features may be (N, D), or (T, N, D) for T tokens with a probe of its own each.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from tqdm import tqdm
 
-from helpers.images.sources import ImageSet, batches
+from helpers.images.sources import ImageSet
 from helpers.measures.ridge import L2S, Probe, fit
+from helpers.measures.streams import at_least_one, in_batches
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.places import OUTPUTS
 from helpers.networks.positions import has_class_token, positions
@@ -67,16 +68,15 @@ def probe_accuracy(
         whether each test image was labelled rightly, (M,) or (T, M), and the chosen l2.
 
     Raises:
-        ValueError: for labels that are no such numbers, for a class without a training image, for features that are
-            not finite or never change.
+        ValueError: for labels that are no such numbers or not one an image, for a class without a training image,
+            for features that are not finite or never change.
     """
+    named = {"training": train_y, "validation": valid_y, "test": test_y}
+    for name, labels in named.items():
+        _check_labels(name, labels)
     classes = int(train_y.max()) + 1
-    for name, labels in (("training", train_y), ("validation", valid_y), ("test", test_y)):
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise ValueError(
-                f"the {name} labels are one whole number an image; got {tuple(labels.shape)} {labels.dtype}"
-            )
-        if labels.min() < 0 or labels.max() >= classes:
+    for name, labels in named.items():
+        if labels.max() >= classes:
             span = f"{int(labels.min())} to {int(labels.max())}"
             raise ValueError(f"the {name} labels go from {span}, the probe knows 0 to {classes - 1}")
     if (unseen := torch.bincount(train_y, minlength=classes) == 0).any():
@@ -89,7 +89,7 @@ def probe_accuracy(
     def score(probe: Probe, x: Tensor) -> Tensor:
         return probe(x).argmax(-1) == test_y
 
-    return _each(train_x, targets, valid_x, valid_y, test_x, l2s, errors, score)
+    return _each(train_x, targets, valid_x, valid_y, test_x, test_y, l2s, errors, score)
 
 
 def probe_error(
@@ -116,7 +116,7 @@ def probe_error(
         the Euclidean distance of each test image's prediction to its target, (M,) or (T, M), and the chosen l2.
 
     Raises:
-        ValueError: for features that are not finite or never change.
+        ValueError: for targets that are not one an image, for features that are not finite or never change.
     """
 
     def squared(scores: Tensor, truth: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def probe_error(
     def score(probe: Probe, x: Tensor) -> Tensor:
         return (probe(x) - test_y).norm(dim=-1)
 
-    return _each(train_x, train_y, valid_x, valid_y, test_x, l2s, squared, score)
+    return _each(train_x, train_y, valid_x, valid_y, test_x, test_y, l2s, squared, score)
 
 
 def _each(
@@ -134,14 +134,16 @@ def _each(
     valid_x: Tensor,
     valid_y: Tensor,
     test_x: Tensor,
+    test_y: Tensor,
     l2s: Sequence[float],
     loss: Callable[[Tensor, Tensor], Tensor],
     score: Callable[[Probe, Tensor], Tensor],
 ) -> Probed:
     """Fit and score; (T, N, D) in parts of as many tokens as ``CHUNK`` allows."""
-    for name, x in (("training", train_x), ("validation", valid_x), ("test", test_x)):
+    for name, x, y in (("training", train_x, train_y), ("validation", valid_x, valid_y), ("test", test_x, test_y)):
         if x.ndim not in (2, 3) or x.shape[:-2] != train_x.shape[:-2] or x.shape[-1] != train_x.shape[-1]:
             raise ValueError(f"features are (N, D) or (T, N, D) alike; the {name} features are {tuple(x.shape)}")
+        _check_count(name, x, y)
         if not x.isfinite().all():
             raise ValueError(f"the {name} features hold NaN or infinite values; look at what the network was given")
     if train_x.ndim == 2:
@@ -156,11 +158,26 @@ def _each(
     return Probed(torch.cat(scores), torch.cat(chosen))
 
 
+def _check_labels(name: str, labels: Tensor) -> None:
+    """Raise ``ValueError`` for labels that are not one whole number, 0 or more, an image."""
+    if labels.ndim != 1 or labels.is_floating_point() or not len(labels):
+        raise ValueError(f"the {name} labels are one whole number an image; got {tuple(labels.shape)} {labels.dtype}")
+    if labels.min() < 0:
+        raise ValueError(f"the {name} labels are numbers of classes, from 0; got {int(labels.min())}")
+
+
+def _check_count(name: str, x: Tensor, y: Tensor) -> None:
+    """Raise ``ValueError`` where features (…, N, D) and labels or targets (N, …) are not of as many images."""
+    if x.shape[-2] != len(y):
+        raise ValueError(f"the {name} features are those of {x.shape[-2]} images, and there are labels of {len(y)}")
+
+
 def few_shot(labels: Tensor, shots: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw ``shots`` images of each class: their indices, in the order of the classes, and the indices of the rest.
 
-    Raises ``ValueError`` for a class that has fewer.
+    Raises ``ValueError`` for a class that has fewer, and for labels that are not whole numbers from 0.
     """
+    _check_labels("training", labels)
     if shots < 1:
         raise ValueError(f"shots is a number of images a class, at least 1; got {shots}")
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
@@ -205,13 +222,17 @@ def probe_scores(
         right or wrong, (R, M) or (R, T, M) bool.
 
     Raises:
-        ValueError: as ``few_shot`` and ``probe_accuracy`` do, and where no image is left to choose the l2 on.
+        ValueError: as ``few_shot`` and ``probe_accuracy`` do, where no image is left to choose the l2 on, and for
+            draws below 1.
     """
+    at_least_one(draws=draws)
+    _check_labels("training", y)
+    _check_count("training", x, y)
     found = []
-    for draw in range(seed, seed + (draws if shots else 1)):
-        chosen, rest = few_shot(y, shots, draw) if shots else (None, torch.arange(len(y)))
+    for draw in range(seed, seed + (1 if shots is None else draws)):
+        chosen, rest = (None, torch.arange(len(y))) if shots is None else few_shot(y, shots, draw)
         rest = rest[torch.from_numpy(np.random.default_rng((draw, 1)).permutation(len(rest)))]
-        cut = held_out if shots else min(held_out, len(rest) // 5)
+        cut = min(held_out, len(rest) // 5) if shots is None else held_out
         valid, chosen = rest[:cut], rest[cut:] if chosen is None else chosen
         if not len(valid):
             raise ValueError(f"of {len(y)} images none is left to choose l2 by; give more images, or fewer shots")
@@ -252,7 +273,9 @@ def features(
         read-out → name of the place → features, (N, D), or (T, N, D) of "tokens".
 
     Raises:
-        ValueError: for an unknown read-out, "cls" of a model without such a token, and features that are not finite.
+        TypeError: for images that are neither, such as a dict.
+        ValueError: for an unknown read-out, "cls" of a model without such a token, a batch below 1, and features that
+            are not finite.
     """
     read_outs = [read_outs] if isinstance(read_outs, str) else list(read_outs)
     if unknown := sorted(set(read_outs) - set(READ_OUTS)):
@@ -274,7 +297,7 @@ def features(
         return {name: parts[name]().to(dtype, copy=True) for name in read_outs}
 
     kept: dict[str, dict[str, list[Tensor]]] = {name: {tap.name: [] for tap in places} for name in read_outs}
-    loader: Iterable = images.split(batch) if isinstance(images, Tensor) else batches(images, batch)
+    loader = in_batches(images, batch)
     with evaluating(model), capture(model, places, reduce, with_tap=True) as out:
         for part in tqdm(loader, desc="features", unit="batch", disable=not progress):
             part = normalise(model, pixels(part))

@@ -25,8 +25,8 @@ def ridge(x: Tensor, y: Tensor, l2: float | Sequence[float]) -> tuple[Tensor, Te
     l2s = [float(l2)] if isinstance(l2, (int, float)) else [float(one) for one in l2]
     if x.shape[-2] != y.shape[-2]:
         raise ValueError(f"features of {x.shape[-2]} images and targets of {y.shape[-2]}")
-    if min(l2s) <= 0:
-        raise ValueError(f"l2 is a positive number; got {l2}")
+    if not l2s or min(l2s) <= 0:
+        raise ValueError(f"l2 is a positive number, or several; got {l2}")
     for name, values in (("features", x), ("targets", y)):
         if not values.isfinite().all():
             raise ValueError(f"the {name} hold NaN or infinite values; look at what the network was given")

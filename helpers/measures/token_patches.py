@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from helpers.images.sources import ImageSet, batches
+from helpers.images.sources import ImageSet
 from helpers.measures.cka import LEAST, Sums
 from helpers.measures.hsic import gram_row, inner_products
+from helpers.measures.streams import hashes, in_batches, warn_of_repeated
 from helpers.networks.geometry import Centres
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.places import OUTPUTS
@@ -84,16 +85,18 @@ def token_patches(
         progress: show a bar.
 
     Returns:
-        the place's name → its ``TokenPatches``.
+        the place's name → its ``TokenPatches``. Where images have the pixels of earlier ones, a warning says how many.
 
     Raises:
+        TypeError: for images that are neither, such as a dict.
         ValueError: for places without positions, more positions than pixels can be told apart, no batch of 4 images,
             activations that are not finite.
     """
-    if min(len(images), batch) < LEAST:
-        raise ValueError(f"CKA needs a batch of at least {LEAST} images; got {len(images)} in batches of {batch}")
+    if batch < LEAST:
+        raise ValueError(f"CKA needs a batch of at least {LEAST} images; got batch={batch}")
     places = taps_for(model, OUTPUTS) if places is None else list(places)
-    loader = images.split(batch) if isinstance(images, Tensor) else batches(images, batch)
+    loader = in_batches(images, batch)
+    seen: set[int] = set()
     counts = np.zeros((2, GROUPS), dtype=np.int64)  # batches, images
     kept: dict[str, dict[str, np.ndarray]] = {}  # place → name of a sum → by group
     grids: dict[str, tuple[int, int]] = {}
@@ -102,7 +105,10 @@ def token_patches(
         for index, part in enumerate(tqdm(loader, desc="tokens and patches", unit="batch", disable=not progress)):
             part = pixels(part)
             if len(part) < LEAST:
+                if not index:
+                    raise ValueError(f"CKA needs a batch of at least {LEAST} images; got {len(part)}")
                 continue
+            seen.update(hashes(part))
             size = tuple(part.shape[-2:])
             x = normalise(model, part) if preprocess is None else preprocess(part)
             height, width = x.shape[-2:]
@@ -118,6 +124,7 @@ def token_patches(
                 grids[place] = grid
                 for name, value in found.items():
                     sums[name][index % GROUPS] += value.numpy()
+    warn_of_repeated(int(counts[1].sum()) - len(seen), int(counts[1].sum()), stacklevel=3)  # inference_mode is one
     return {place: _with_control(sums, counts, grids[place], own(grids[place], size)) for place, sums in kept.items()}
 
 

@@ -110,6 +110,36 @@ def test_bad_input_is_refused():
         ridge(x, x[1:], 1.0)
 
 
+@pytest.mark.fault("Measures", "labels of a probe that are floats, negative, or not one an image", "refused in a line")
+def test_labels_that_are_none_are_named():
+    (x, y), (test_x, test_y) = classes(40), classes(20, seed=1)
+    for shots in (3, None):
+        for labels, message in (
+            (y.float(), "training labels are one whole number an image"),
+            (y - 1, "training labels are numbers of classes, from 0; got -1"),
+            (y[:-1], "training features are those of 40 images, and there are labels of 39"),
+            (torch.cat([y, y[:1]]), "training features are those of 40 images, and there are labels of 41"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                probe_scores(x, labels, test_x, test_y, shots=shots)
+        with pytest.raises(ValueError, match="test features are those of 20 images, and there are labels of 19"):
+            probe_scores(x, y, test_x, test_y[1:], shots=shots)
+    with pytest.raises(ValueError, match="validation features are those of 20 images, and there are labels of 19"):
+        probe_error(x, x[:, :2], test_x, test_x[1:, :2], test_x, test_x[:, :2])
+
+
+@pytest.mark.fault("Measures", "no draws, no shots or no penalties for a probe", "refused in a line")
+def test_a_probe_needs_draws_shots_and_penalties():
+    (x, y), (test_x, test_y) = classes(40), classes(20, seed=1)
+    for options, message in (
+        ({"draws": 0}, "draws is a whole number, at least 1; got 0"),
+        ({"shots": 0}, "shots is a number of images a class, at least 1; got 0"),
+        ({"shots": 3, "l2s": []}, r"l2 is a positive number, or several; got \[\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            probe_scores(x, y, test_x, test_y, **options)
+
+
 def test_shots_are_drawn_from_each_class():
     labels = torch.tensor([2, 0, 1, 2, 0, 1, 2, 0, 1, 1])
     chosen, rest = few_shot(labels, 2, seed=0)
