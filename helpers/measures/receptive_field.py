@@ -25,8 +25,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from helpers.measures.streams import at_least_one
 from helpers.networks.geometry import Centres
-from helpers.networks.inputs import normalise
+from helpers.networks.inputs import normalise, pixels
 from helpers.networks.places import BRANCH_OUTPUTS, STREAM
 from helpers.networks.positions import positions
 from helpers.networks.taps import Tap, capture, evaluating, taps_for
@@ -85,8 +86,9 @@ def effective_receptive_fields(
     One forward pass a batch, one backward pass a batch, place and channel.
 
     Args:
-        model: run in eval mode; its modes and its parameters' ``requires_grad`` are restored.
-        images: (N, 3, H, W), uint8 or float in [0, 1].
+        model: run in eval mode, and as it was before ``torch.compile``; its modes and its parameters' ``requires_grad``
+            are restored.
+        images: (N, 3, H, W), uint8 or float in [0, 1], or a tuple that begins with them.
         taps: places to read; the residual stream and the branches by default.
         channels: how many to draw for each image and place, without repetition; all by default.
         groups: of images, for errors; image i is in group i mod ``groups``.
@@ -98,19 +100,22 @@ def effective_receptive_fields(
         the maps of all places by group.
 
     Raises:
-        ValueError: for images that are no batch or fewer than groups, for channels below 1, for a length below the
-            number of places that are read, for an activation that is neither a feature map nor a grid of tokens, and
-            for gradients that are zero or not finite.
+        TypeError: for images that are no tensor, such as a dict.
+        ValueError: for images that are no batch or fewer than groups, for channels, groups or a batch below 1, for a
+            length below the number of places that are read, for an activation that is neither a feature map nor a grid
+            of tokens, and for gradients that are zero or not finite, or that the forward pass does not keep.
     """
-    if images.ndim != 4 or not 0 < groups <= len(images):
-        raise ValueError(f"at least {groups} images (N, 3, H, W) are needed for {groups} groups; got {images.shape}")
+    images = pixels(images)
+    at_least_one(groups=groups, batch=batch)
+    if groups > len(images):
+        raise ValueError(f"at least {groups} images are needed for {groups} groups; got {len(images)}")
     if channels is not None and channels < 1:
         raise ValueError(f"channels is a number of channels, at least 1, or None for all; got {channels}")
     taps = taps_for(model, [*STREAM, *BRANCH_OUTPUTS]) if taps is None else taps
     last = sum(tap.kind in STREAM for tap in taps) - 1
     if length is not None and length < last:
         raise ValueError(f"{last} places after the first are read, more than the {length} that length says there are")
-    with evaluating(model), _frozen(model):
+    with evaluating(model), _frozen(model), torch.compiler.set_stance("force_eager"):
         places, widths = _places(model, images[:1], taps, max(length or last, 1))
         draw = torch.Generator().manual_seed(seed)
         drawn = [torch.rand(len(images), width, generator=draw).argsort(1)[:, :channels] for width in widths]
@@ -164,6 +169,11 @@ def _summed_gradients(
         with torch.enable_grad(), capture(model, taps, partial(_middle, model, (height, width)), with_tap=True) as out:
             model(normalise(model, x.requires_grad_()))
         group = torch.arange(start, start + len(x)) % groups
+        if without := [name for name, (middle, _) in out.items() if not middle.requires_grad]:
+            raise ValueError(
+                f"{', '.join(without)}: the forward pass keeps no gradient with respect to the image, as under "
+                "torch.no_grad, torch.inference_mode or after detach(); let the network, and the call, keep it"
+            )
         for place, (middle, _) in enumerate(out.values()):  # (B, C)
             own = drawn[place][start : start + batch].to(middle.device)  # (B, channels)
             for channel in own.T:

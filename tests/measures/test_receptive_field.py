@@ -248,3 +248,46 @@ def test_bad_input_is_named():
     nn.init.constant_(dead[0].bias, -1e6)
     with pytest.raises(ValueError, match="of 1 are zero"):
         of(dead, pictures(2), taps_named(dead, ["1"]))
+
+
+@pytest.mark.fault("Measures", "receptive fields of a network that torch.compile made", "those of the network itself")
+def test_a_compiled_network_is_measured_as_it_was_before():
+    model, images = vit(), pictures(2, 32)
+    wanted = of(model, images, channels=2)
+    for compiled in (torch.compile(model), nn.Sequential(torch.compile(model))):
+        compiled.pretrained_cfg = CONFIG
+        found = of(compiled, images, channels=2)
+        assert torch.equal(found.maps, wanted.maps)
+        assert found.places.drop(columns="name").equals(wanted.places.drop(columns="name"))
+
+
+class WithoutGradient(nn.Sequential):
+    """Layers that forget how they came to their result."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+@pytest.mark.fault("Measures", "receptive fields of a network that switches gradients off", "refused, with the place")
+def test_a_network_without_gradients_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), WithoutGradient(nn.Conv2d(4, 4, 3)))
+    with pytest.raises(ValueError, match="^1: the forward pass keeps no gradient"):
+        of(model, pictures(), taps_named(model, ["0", "1"]))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.fault("Measures", "images of receptive fields in a dict or a list, or a path", "refused, with the remedy")
+def test_images_that_are_no_batch_are_named():
+    model, images = vit(), pictures(2, 32)
+    assert torch.equal(of(model, (images, [0, 1]), channels=1).maps, of(model, images, channels=1).maps)
+    for wrong, error, message in (
+        ({"image": images}, TypeError, r"batch\['image'\]"),
+        (list(images), ValueError, "four axes"),
+        ("photos", TypeError, "folder_images"),
+    ):
+        with pytest.raises(error, match=message):
+            of(model, wrong)
+    for option in ("groups", "batch"):
+        with pytest.raises(ValueError, match=f"{option} is a whole number, at least 1; got 0"):
+            of(model, images, **{option: 0})
