@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from helpers.measures.streams import at_least_one
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import has_class_token, prefix_tokens
 from helpers.networks.surgery import SkiplessBlock
@@ -132,9 +133,10 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
     Batch b, which may be a tuple that begins with the images, is in jackknife group b mod ``groups``. The model is run
     in eval mode, and its modes are restored.
 
-    Raises ValueError for a network of which the branches are not known, for no images, and, naming the sublayer, for
-    numbers that are not finite and for a branch that gives exactly nothing to any token.
+    Raises ValueError for a network of which the branches are not known, for no images or groups, and, naming the
+    sublayer, for numbers that are not finite and for a branch that gives exactly nothing to any token.
     """
+    at_least_one(groups=groups)
     layers = sublayers(model)
     axis = -1 if layers[0].branch != "block" else 1  # of the channels
     prefix = prefix_tokens(model)

@@ -93,8 +93,10 @@ def taps_for(model: nn.Module, kinds: Iterable[str] | None = None) -> list[Tap]:
     names begin with where it lies (``body.blocks.3.resid_mid``, ``body.embed``); ResNets are known by themselves alone.
 
     Raises:
-        ValueError: an unknown kind, a model that nothing is known about, or no tap of the kinds left.
+        ValueError: an unknown kind, a string, a model that nothing is known about, or no tap of the kinds left.
     """
+    if isinstance(kinds, str):
+        raise ValueError(f"kinds are several, as in [{kinds!r}]; got the string {kinds!r}, which is a list of letters")
     wanted = set(KINDS if kinds is None else kinds)
     unknown = wanted - set(KINDS)
     if unknown:

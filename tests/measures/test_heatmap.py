@@ -363,3 +363,10 @@ def test_two_processes_give_the_result_of_one(root, tmp_path):
             np.testing.assert_allclose(getattr(result.sums, name), value, rtol=1e-6)
         np.testing.assert_allclose(result.control.matrix, single.control.matrix, atol=1e-6)
         np.testing.assert_allclose(result.stderr, single.stderr, atol=1e-6)
+
+
+@pytest.mark.fault("Measures", "a string in place of kinds of taps", "refused, with the list that it should be")
+@pytest.mark.parametrize("kinds", ["resid_post", {"vit": "resid_post"}])
+def test_a_string_is_no_list_of_kinds(kinds):
+    with pytest.raises(ValueError, match=r"\['resid_post'\]; got the string"):
+        cka_heatmap({"vit": vit()}, [pictures(8)], kinds)

@@ -147,6 +147,8 @@ def test_what_cannot_be_measured_is_refused():
         sublayers(nn.Sequential(nn.Conv2d(3, 3, 1)))
     with pytest.raises(ValueError, match="no images"):
         skip_ratios(vit(), [])
+    with pytest.raises(ValueError, match="groups is a whole number, at least 1; got 0"):
+        skip_ratios(vit(), [pictures()], groups=0)
     model = vit()
     nn.init.zeros_(model.blocks[1].mlp.fc2.weight)
     with pytest.raises(ValueError, match="blocks.1.mlp: the branch is zero"):
