@@ -1,9 +1,12 @@
 """Where in the image the positions of a convolutional network lie: kernels, strides and padding of a forward pass."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 KNOWN = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.ConstantPad2d, nn.ZeroPad2d)
+EVEN = 8  # from so many rows on, whether they lie evenly can be told from those that the rim leaves alone
 
 
 class Centres:
@@ -11,9 +14,10 @@ class Centres:
 
     A convolution or pooling of kernel k, dilation d, stride s and padding p puts position o's centre on
     s · o − p + d (k − 1) / 2 of its input. Of any other layer that changes the size of a map (blur pooling, space to
-    depth, interpolation), it is the middle of those inputs on which the position depends, by the layer's own gradients.
-    A network reaches each size of grid first through its main path, so a grid is known by its size. One that
-    no layer has made is taken to divide the image evenly. Used around a forward pass::
+    depth), it is the middle of those inputs on which the position depends, by the layer's own gradients. A network
+    reaches each size of grid first through its main path, so a grid is known by its size; where another convolution or
+    pooling leads from the same map to a grid of that size, the middle is that of the inputs of both. A grid that no
+    layer has made is taken to divide the image evenly. Used around a forward pass::
 
         with Centres(model) as centres:
             model(images)
@@ -21,7 +25,8 @@ class Centres:
     """
 
     def __init__(self, model: nn.Module):
-        self.maps: tuple[dict, dict] = ({}, {})  # rows, columns: size → (step, first), in pixels
+        self.image: list[int | None] = [None, None]  # height and width of what the first layer is given
+        self.made: tuple[dict[int, _Made], dict[int, _Made]] = ({}, {})  # rows, columns: size → how it is made
         self.lost: tuple[set, set] = (set(), set())  # sizes of maps that something between the layers has made
         self.modules = [module for module in model.modules() if isinstance(module, KNOWN) or _is_leaf(module)]
 
@@ -38,62 +43,117 @@ class Centres:
             return
         for axis in (0, 1):
             before, after = args[0].shape[2 + axis], output.shape[2 + axis]
-            known = self.maps[axis]
-            if not known:
-                known[before] = (1.0, 0.5)
-            if before not in known and isinstance(module, KNOWN):
+            made = self.made[axis]
+            if self.image[axis] is None:
+                self.image[axis] = before
+            known = before == self.image[axis] or before in made
+            if not known and isinstance(module, KNOWN):
                 self.lost[axis].update((before, after))
-            if before not in known or after in known:
+            if not known or after == self.image[axis]:
                 continue
             if isinstance(module, KNOWN):
-                stride, offset = _rule(module, axis, before, after)
-            else:
-                stride, offset = _probe(module, args[0], axis, after)
-            step, first = known[before]
-            known[after] = (step * stride, first + step * offset)
+                way = _rule(module, axis, before, after)
+                made[after] = _both(made[after], way) if after in made else way
+            elif after not in made:
+                way = _probe(module, args[0], axis, after)
+                if way is None:
+                    self.lost[axis].add(after)
+                else:
+                    made[after] = way
 
     def centre(self, n: int, position: int, size: int, axis: int) -> float:
         """Centre in pixels of a position of a grid of ``n`` along an axis of an image of ``size``.
 
-        Raises ValueError for a map of convolutions of which the size was made outside of any layer that was seen.
+        Raises ValueError for a map of layers of which the size was made outside of any layer that was seen, or by one
+        that resizes unevenly, and where the model resizes, pads or crops the image before its first layer.
         """
-        if n > 1 and n in self.lost[axis] and n not in self.maps[axis]:
+        line = ("rows", "columns")[axis]
+        seen = n == self.image[axis] or n in self.made[axis]
+        if n > 1 and n in self.lost[axis] and not seen:
             raise ValueError(
-                f"where the {n} {('rows', 'columns')[axis]} of this map lie is not known: something between the layers "
-                "changes its size, such as torch.nn.functional in a forward method; make it a module of its own"
+                f"where the {n} {line} of this map lie is not known: something between the layers changes its size, "
+                "such as torch.nn.functional in a forward method (make it a module of its own), or a layer enlarges or "
+                "resizes it by no whole number"
             )
-        step, first = self.maps[axis].get(n, (size / n, size / n / 2))
+        if not seen:
+            return size / n / 2 + size / n * position
+        if self.image[axis] != size:
+            raise ValueError(
+                f"the first layer is given {self.image[axis]} {line} of an image of {size}: the image is resized, "
+                "padded or cropped before it, so where its positions lie is not known; do that to the images instead"
+            )
+        step, first = self._place(n, axis)
         return first + step * position
 
+    def _place(self, n: int, axis: int) -> tuple[float, float]:
+        """Step between neighbours of a grid of ``n``, and centre of the first one, in pixels of the image."""
+        if n == self.image[axis]:
+            return 1.0, 0.5
+        way = self.made[axis][n]
+        step, first = self._place(way.before, axis)
+        return step * way.stride, first + step * (way.low + way.high) / 2
 
-def _rule(module: nn.Module, axis: int, before: int, after: int) -> tuple[float, float]:
-    """Step between neighbours and place of the first one's centre, in positions of the input of a known layer."""
+
+class _Made(NamedTuple):
+    """How a grid is made from one of size ``before``: the step between neighbours, and the first one's inputs.
+
+    These reach from ``low`` to ``high``, in positions of the input, also beyond its rim.
+    """
+
+    before: int
+    stride: float
+    low: float
+    high: float
+
+
+def _both(way: _Made, other: _Made) -> _Made:
+    """The inputs of two ways to the same grid, if they are ways from the same map; else the first way."""
+    if way[:2] != other[:2]:
+        return way
+    return way._replace(low=min(way.low, other.low), high=max(way.high, other.high))
+
+
+def _rule(module: nn.Module, axis: int, before: int, after: int) -> _Made:
+    """How a known layer makes its output."""
     if isinstance(module, (nn.ConstantPad2d, nn.ZeroPad2d)):
-        return 1, -module.padding[2 * (1 - axis)]
+        return _Made(before, 1, -module.padding[2 * (1 - axis)], -module.padding[2 * (1 - axis)])
     kernel, stride, pad = (_pair(getattr(module, name))[axis] for name in ("kernel_size", "stride", "padding"))
     reach = _pair(getattr(module, "dilation", 1))[axis] * (kernel - 1)
     if type(module).__name__.endswith("Same"):  # pads as much as it needs, the odd one at the end
         pad = max((after - 1) * stride + reach + 1 - before, 0) // 2
-    return stride, reach / 2 - pad
+    return _Made(before, stride, -pad, reach - pad)
 
 
-def _probe(module: nn.Module, x: Tensor, axis: int, after: int) -> tuple[float, float]:
+def _probe(module: nn.Module, x: Tensor, axis: int, after: int) -> _Made | None:
     """The same of any layer, from what two neighbours in the middle of its output depend on.
 
-    Raises ValueError where a position depends on nothing.
+    None for a layer that enlarges, or of which the positions do not lie evenly (resizing by no whole number). Raises
+    ValueError where a position depends on nothing.
     """
-    middle, centres = max(after // 2 - 1, 0), []
+    before, middle = x.shape[2 + axis], max(after // 2 - 1, 0)
     with torch.inference_mode(False), torch.enable_grad():
         source = torch.rand(1, *x.shape[1:], device=x.device, dtype=x.dtype, requires_grad=True)
         rows = module.forward(source).sum((0, 1, 3 - axis))
-        for position in range(middle, min(middle + 2, after)):
+
+        def reached(position: int) -> tuple[float, float]:
             gradient = torch.autograd.grad(rows[position], source, retain_graph=True)[0]
-            reached = gradient.abs().sum((0, 1, 3 - axis)).nonzero().flatten()
-            if not len(reached):
+            inside = gradient.abs().sum((0, 1, 3 - axis)).nonzero().flatten()
+            if not len(inside):
                 raise ValueError(f"{type(module).__name__}: its output does not depend on its input, so has no centre")
-            centres.append(float(reached[0] + reached[-1]) / 2)
-    stride = centres[1] - centres[0] if len(centres) > 1 else x.shape[2 + axis] / after
-    return stride, centres[0] - stride * middle
+            return float(inside[0]), float(inside[-1])
+
+        low, high = reached(middle)
+        stride = before / after
+        if after > 1:
+            stride = sum(reached(middle + 1)) / 2 - (low + high) / 2
+        if after >= 2 * before:
+            return None
+        if after >= EVEN:
+            quarter = after // 4
+            expected = (low + high) / 2 + stride * (quarter - middle)
+            if sum(reached(quarter)) / 2 != expected:
+                return None
+    return _Made(before, stride, low - stride * middle, high - stride * middle)
 
 
 def _is_leaf(module: nn.Module) -> bool:

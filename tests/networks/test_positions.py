@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2 import Resize
 
 from helpers.measures.localization import token_patches
 from helpers.measures.probes import features
@@ -243,6 +244,12 @@ def support(model: nn.Module, name: str, size: int) -> float:
         ("resnetblur18", "layer3.0", 448),
         ("resnet18", "layer3.0", 448),
         pytest.param(
+            "dla34",
+            "level3",
+            448,
+            marks=pytest.mark.fault("Measures", "parallel paths of different middles", "the middle is that of both"),
+        ),
+        pytest.param(
             "resnetaa50",
             "layer2.0",
             448,
@@ -285,6 +292,53 @@ def test_the_centre_of_one_layer(layer, centre):
     position = n // 2
     wanted = position - 1 + 0.5 if centre is None else centre  # one row of padding above
     assert centres.centre(n, position, 32, 0) == wanted
+
+
+class Before(nn.Module):
+    """Something done to the images before a network."""
+
+    def __init__(self, first, body: nn.Module):
+        super().__init__()
+        self.first, self.body = first, body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.first(x))
+
+
+@pytest.mark.parametrize(
+    ("first", "size", "said"),
+    [
+        (
+            lambda x: nn.functional.interpolate(x, scale_factor=2),
+            128,
+            "first layer is given 128 rows of an image of 64",
+        ),
+        (lambda x: nn.functional.pad(x, (16, 16, 16, 16)), 96, "first layer is given 96 rows of an image of 64"),
+        (lambda x: x[:, :, 16:48, 16:48], 32, "first layer is given 32 rows of an image of 64"),
+        (nn.Upsample(scale_factor=2), 128, "where the 8 rows of this map lie is not known"),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), 128, "where the 8 rows of this map lie is not known"),
+        (Resize(224, antialias=True), 224, "where the 14 rows of this map lie is not known"),
+        (Resize(48, antialias=True), 48, "where the 3 rows of this map lie is not known"),
+    ],
+)
+@pytest.mark.fault(
+    "Measures",
+    "a module that resizes, pads or crops the images before its network",
+    "refused: where its positions lie is not known",
+)
+def test_images_that_are_resized_inside_of_a_model_are_refused(first, size, said):
+    model = Before(first, vit(img_size=size))
+    with torch.inference_mode(), Centres(model) as centres:
+        model(torch.rand(1, 3, 64, 64))
+    with pytest.raises(ValueError, match=said):
+        centres.centre(size // 16, 2, 64, 0)
+
+
+def test_images_that_a_model_leaves_as_they_are_have_their_centres():
+    model = Before(nn.Identity(), vit())
+    with torch.inference_mode(), Centres(model) as centres:
+        model(torch.rand(1, 3, 64, 64))
+    assert centres.centre(4, 2, 64, 0) == 40
 
 
 class Subsampled(nn.Module):
