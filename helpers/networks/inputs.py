@@ -106,9 +106,14 @@ def _statistics(model: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
     if "mean" not in config or "std" not in config:
         raise ValueError(f"{type(model).__name__} does not say how its input is normalised: {remedy}")
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    if len(mean) != 3 or len(std) != 3 or not all(math.isfinite(value) for value in mean + std) or min(std) <= 0:
+    if len(mean) != 3 or len(std) != 3 or not all(math.isfinite(value) for value in mean + std) or not _positive(std):
         raise ValueError(f"{type(model).__name__} says its input has mean {mean} and deviation {std}: {remedy}")
     return mean, std
+
+
+def _positive(std: Sequence[float]) -> bool:
+    """Whether deviations are above zero in the precision in which images are normalised."""
+    return bool((torch.tensor(std, dtype=torch.float32) > 0).all())
 
 
 def _check_shape(model: nn.Module, images: Tensor) -> None:
@@ -123,7 +128,12 @@ def _check_shape(model: nn.Module, images: Tensor) -> None:
 
 
 def _check_range(images: Tensor) -> None:
-    """Pixels are uint8, or float in [0, 1]."""
+    """Pixels are uint8, or float in [0, 1], and lie in memory one by one."""
+    if images.layout != torch.strided or images.is_meta:
+        kind = "on the meta device, without values" if images.is_meta else f"stored as {images.layout}"
+        raise ValueError(f"images are {kind}; give them as a dense tensor with values, such as images.to_dense()")
+    if images.is_floating_point() and images.element_size() < 2:
+        raise ValueError(f"pixels are uint8, or float of 16 bits or more; got {images.dtype}; use images.float()")
     if images.dtype == torch.uint8:
         return
     if not images.is_floating_point():

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ CONVERT = (  # arguments: a pickle of weights, as they are or nested in what tra
 # what names hold of a network that was compiled, checkpointed or sharded, at their start or between two of its modules
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
+# what training scripts keep beside the weights, by the first part of its name
+FOREIGN = re.compile(r"(epoch|step|global_step|optim|lr_scheduler|scheduler|scaler|args)")
+
 
 def load_into(model: nn.Module, file: Path, expected: str | None, remedy: str) -> None:
     """Read a safetensors file into a network, in single precision; BatchNorm's counters of batches may be missing.
@@ -46,7 +50,7 @@ def load_into(model: nn.Module, file: Path, expected: str | None, remedy: str) -
     """
     if not file.is_file():
         raise FileNotFoundError(f"no weights at {file}; {remedy}")
-    if expected is not None and sha256(file) != expected:
+    if expected is not None and sha256(file) != expected.lower():
         raise OSError(f"the weights in {file} are not those of their card (sha256 differs); {remedy}")
     state = _unwrapped(_read_weights(file, remedy), model, file)
     try:
@@ -55,10 +59,15 @@ def load_into(model: nn.Module, file: Path, expected: str | None, remedy: str) -
         raise OSError(f"the weights in {file} do not fit the architecture: {error}; {remedy}") from error
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
-        wrong = f"missing {', '.join(missing) or 'none'}, unexpected {', '.join(unexpected) or 'none'}"
+        tops = Counter(key.split(".")[0] for key in state)
+        unexpected = sorted(unexpected, key=lambda key: tops[key.split(".")[0]])  # the strangest first
+        wrong = f"missing {_few(missing) or 'none'}, unexpected {_few(unexpected) or 'none'}"
         raise OSError(f"the weights in {file} do not fit the architecture: {wrong}; {remedy}")
     if broken := not_finite(state):
         raise OSError(f"the weights in {file} are not finite: {broken}; {remedy}")
+    negative = [key for key, value in state.items() if key.endswith("running_var") and (value < 0).any()]
+    if negative:
+        raise OSError(f"the weights in {file} have variances below zero: {_few(negative)}; {remedy}")
 
 
 def _read_weights(file: Path, remedy: str) -> dict[str, Tensor]:
@@ -84,14 +93,22 @@ def _unwrapped(state: dict[str, Tensor], model: nn.Module, file: Path) -> dict[s
     A lead that all names share (``module.``, ``model.``, ``state_dict.`` …) goes where the model's own names lack it.
     Warns and says what was left out.
     """
-    short = {WRAPPERS.sub("", key): value for key, value in state.items()}
+    own_tops = {key.split(".")[0] for key in model.state_dict()}
+    foreign = [key for key in state if (top := key.split(".")[0]) not in own_tops and FOREIGN.match(top)]
+    if len(foreign) == len(state):
+        return state
+    kept = {key: value for key, value in state.items() if key not in foreign}
+    short = {WRAPPERS.sub("", key): value for key, value in kept.items()}
     lead, own = _common_lead(short), _common_lead(model.state_dict())
     if lead.endswith(own):
         short = {key.removeprefix(lead.removesuffix(own)): value for key, value in short.items()}
-    if len(short) < len(state):  # two names would become one
+    if len(short) < len(kept):  # two names would become one
         return state
-    if short.keys() != state.keys():
-        was, now = min((a, b) for a, b in zip(state, short, strict=True) if a != b)
+    if foreign:
+        left = f"{file} also holds {_few(foreign)}, which are no weights of {type(model).__name__} and are left out"
+        warnings.warn(left, stacklevel=5)
+    if short.keys() != kept.keys():
+        was, now = min((a, b) for a, b in zip(kept, short, strict=True) if a != b)
         message = f"names in {file} are longer than those of {type(model).__name__}: {was!r} is read as {now!r}"
         warnings.warn(f"{message}, and so on, as left by a wrapper or a nested checkpoint", stacklevel=5)
     return short
@@ -106,5 +123,10 @@ def _common_lead(names: Mapping[str, Any]) -> str:
 def not_finite(state: Mapping[str, Tensor]) -> str:
     """The names of the tensors that hold NaN or infinity, the first few of them; "" if there are none."""
     broken = [name for name, value in state.items() if not torch.isfinite(value.float()).all()]
-    more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-    return ", ".join(broken[:3]) + more
+    return _few(broken)
+
+
+def _few(names: list[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -190,6 +190,7 @@ def test_a_model_without_weights_is_given_float32():
     [
         {"mean": MEAN, "std": (0.5, 0.0, 0.5)},
         {"mean": MEAN, "std": (0.5, -0.5, 0.5)},
+        {"mean": MEAN, "std": (0.5, 1e-60, 0.5)},  # 0 in single precision
         {"mean": (0.5, float("nan"), 0.5), "std": STD},
         {"mean": (0.5,), "std": (0.5,)},
     ],
@@ -197,3 +198,17 @@ def test_a_model_without_weights_is_given_float32():
 def test_a_normalisation_that_cannot_be_is_refused(statistics):
     with pytest.raises(ValueError, match=r"Normalised says its input has mean .* set model\.pretrained_cfg"):
         normalise(Normalised(**statistics), images_of(1, 3, 8, 8))
+
+
+@pytest.mark.fault("Images", "images in 8-bit floats, sparse, or without values (meta)", "refused, naming the kind")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x.to(torch.float8_e4m3fn), r"float8_e4m3fn; use images\.float"),
+        (lambda x: x.to_sparse(), r"stored as torch\.sparse_coo; .*images\.to_dense"),
+        (lambda x: x.to("meta"), "on the meta device, without values"),
+    ],
+)
+def test_images_that_hold_no_plain_pixels_are_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        normalise(Normalised(mean=MEAN, std=STD, input_size=(3, 4, 4)), change(torch.ones(1, 3, 4, 4)))

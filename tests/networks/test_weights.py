@@ -124,6 +124,39 @@ def test_a_lead_of_some_names_is_no_wrapper(file):
         load_into(network(), file, None, "")
 
 
+@pytest.mark.fault(
+    "Networks and weights",
+    "weights kept with an epoch and the state of an optimiser",
+    "read without these, with a warning",
+)
+@pytest.mark.parametrize("lead", ["model.", ""])
+def test_what_training_scripts_keep_beside_the_weights_is_left_out(file, lead):
+    made, found = network(1), network(2)
+    state = {f"{lead}{key}": value for key, value in made.state_dict().items()}
+    save_file({**state, "epoch": torch.ones(1), "optimizer.state.0.exp_avg": torch.ones(3)}, file)
+    with pytest.warns(UserWarning, match=r"also holds epoch, optimizer\.state\.0\.exp_avg, which are no weights"):
+        load_into(found, file, None, "")
+    assert equal(made.state_dict(), found.state_dict())
+    save_file({**state, "odd": torch.ones(1)}, file)
+    with pytest.raises(OSError, match=r"unexpected .*odd"):
+        load_into(network(2), file, None, "")
+
+
+@pytest.mark.fault("Networks and weights", "a BatchNorm with variances below zero", "refused, naming it")
+def test_variances_below_zero_are_refused(file):
+    state = network().state_dict()
+    state["1.running_var"][2] = -1e-3
+    save_file(state, file)
+    with pytest.raises(OSError, match=r"have variances below zero: 1\.running_var; fetch them"):
+        load_into(network(), file, None, "fetch them")
+
+
+@pytest.mark.fault("Networks and weights", "a sha256 in capitals", "the same as in small letters")
+def test_a_hash_may_be_in_capitals(file):
+    save_file(network().state_dict(), file)
+    load_into(network(), file, hashlib.sha256(file.read_bytes()).hexdigest().upper(), "")
+
+
 # --- pickles
 
 NESTED = {
