@@ -48,8 +48,9 @@ def attention_maps(
     dictionary is filled anew by each forward pass. Hooks and fused attention are put back in every case.
 
     Raises ``ValueError`` for a model without attention, for one of which some attention forms no map that can be read,
-    and for maps that are not a distribution over positions: attention over channels (XCiT), rows that do not sum to
-    one (the talking heads of CaiT), differences of two maps (differential attention), maps that are not square.
+    and for maps that are not a distribution over positions: attention over channels (XCiT) or by factors
+    (CoaT), rows that do not sum to one (the talking heads of CaiT), differences of two maps (differential attention),
+    maps that are not square.
     """
     modules = dict(model.named_modules())
     taps = [Tap(name, f"{name}.attn_drop", "input") for name in attentions(model, names)]
@@ -92,8 +93,8 @@ def attentions(model: nn.Module, names: Iterable[str] | None = None) -> list[str
     found = [name for name in found if not any(other.startswith(name + ".") for other in found)]
     if not found:
         raise ValueError(f"{kind} has no attention: attention maps are those of transformers (ViT, Swin, PiT, …)")
-    for closed, why in WITHOUT_MAPS.items():
-        if without := [name for name in found if isinstance(modules[name], closed)]:
+    for mapless, why in WITHOUT_MAPS.items():
+        if without := [name for name in found if isinstance(modules[name], mapless)]:
             raise ValueError(f"{kind}: {without[0]} {why}")
     if closed := [name for name in found if not isinstance(getattr(modules[name], "attn_drop", None), nn.Module)]:
         what = f"{len(closed)} of {len(found)} attention modules ({closed[0]} is a {type(modules[closed[0]]).__name__})"
