@@ -27,7 +27,7 @@ def training_scenes(corpus: Corpus, count: int, work: Path) -> tuple[torch.Tenso
     source = b"".join(room.read_bytes() for room in ROOMS)
     stem = f"scenes-{sha256(source + repr((corpus, count)).encode()).hexdigest()[:16]}"
     arrays, sums = (work / f"{stem}-images.npy", work / f"{stem}-labels.npy"), work / f"{stem}.sha256"
-    if not (sums.exists() and all(file.exists() for file in arrays) and sums.read_text() == _sums(arrays)):
+    if not (sums.exists() and all(file.exists() for file in arrays) and sums.read_bytes() == _sums(arrays).encode()):
         drawn = _render(corpus, count)
         with files.replacing(*arrays, sums) as (*parts, sums_part):  # another process may render the same
             for part, array in zip(parts, drawn, strict=True):

@@ -47,7 +47,7 @@ def is_stored(name: str) -> bool:
 
 def is_current(card: Card) -> bool:
     """Whether the stored card has the architecture, recipe, corpus and seed that this one has."""
-    stored = {**asdict(Card(card.name, card.family, "")), **_read(_card_file(card.name), _REMEDY)}
+    stored = {**asdict(Card(card.name, card.family, "")), **_stored_card(card.name)}
     wanted = json.loads(json.dumps(asdict(card)))
     return all(stored[key] == value for key, value in wanted.items() if key != "about")
 
@@ -62,7 +62,7 @@ def card(name: str) -> dict:
         if name not in (known := _catalogue()):
             raise ValueError(f"{name!r} is not in the zoo; it has {', '.join(known)}{_nearest(name, known)}")
         raise FileNotFoundError(f"{name!r} is not trained yet: no weights or no card in {FOLDER}; run `make zoo`")
-    return _read(_card_file(name), _REMEDY)
+    return _stored_card(name)
 
 
 def save(card: Card, model: nn.Module, measured: dict) -> None:
@@ -99,7 +99,8 @@ def load(name: str, pretrained: bool = True, folder: str | Path | None = None, s
     if name in _catalogue():
         model = build(_catalogue()[name], None if pretrained else seed)
         if pretrained:
-            if not is_sha256(pinned := card(name).get("sha256")):
+            pinned = card(name).get("sha256")
+            if not _is_hash(pinned):
                 raise ValueError(f"{_card_file(name)} does not pin its weights: its sha256 is {pinned!r}; {_REMEDY}")
             load_into(model, _weights_file(name), pinned, _REMEDY)
     elif folder and name in local:
@@ -193,16 +194,22 @@ def _checked(card: Any, name: str, folder: Path) -> Path:
     for key in ("mean", "std"):
         three = isinstance(card[key], list) and len(card[key]) == 3 and all(map(_is_number, card[key]))
         need(three, f"has as {key} not three finite numbers: {card[key]!r}")
-    need(min(card["std"]) > 0, f"has as std a number that is not above zero: {card['std']!r}")
+    least = float(torch.tensor(card["std"], dtype=torch.float32).min())  # images are normalised in this precision
+    need(least > 0, f"has as std a number that is not above zero: {card['std']!r}")
     need(card.get("kept_stages", 1) in (1, 2, 3, 4), f"keeps {card.get('kept_stages')!r} of a ResNet's 4 stages")
     epsilon = card.get("bn_eps", 1)
     need(_is_number(epsilon) and epsilon > 0, f"has as bn_eps no number above zero: {epsilon!r}")
     pinned = card.get("sha256", "0" * 64)
-    need(is_sha256(pinned), f"has as sha256 not 64 hexadecimal digits but {pinned!r}: correct it, or leave the key out")
+    need(_is_hash(pinned), f"has as sha256 not 64 hexadecimal digits but {pinned!r}: correct it, or leave the key out")
     weights = folder / "weights"
     inside = (weights / card["file"]).resolve().is_relative_to(weights.resolve())
     need(inside, f"names a file that does not lie in {weights}: {card['file']!r}; copy it there")
     return weights / card["file"]
+
+
+def _is_hash(value: Any) -> bool:
+    """Whether a value is a sha256, in small letters or capitals."""
+    return isinstance(value, str) and is_sha256(value.lower())
 
 
 def _is_number(value: Any) -> bool:
@@ -251,6 +258,14 @@ def _weights_file(name: str) -> Path:
 
 def _card_file(name: str) -> Path:
     return FOLDER / f"{name}.json"
+
+
+def _stored_card(name: str) -> dict:
+    """The card of the zoo. Raises OSError for one that cannot be read or is no mapping."""
+    stored = _read(_card_file(name), _REMEDY)
+    if not isinstance(stored, dict):
+        raise OSError(f"{_card_file(name)} is to hold a mapping, not {str(stored)[:60]}; {_REMEDY}")
+    return stored
 
 
 def _read(file: Path, remedy: str) -> dict:

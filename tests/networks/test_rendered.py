@@ -20,7 +20,7 @@ def test_rendered_scenes_are_kept(tmp_path, monkeypatch):
 
 @pytest.mark.fault("Training", "rendered scenes that are zeroed, damaged or gone", "rendered again")
 @pytest.mark.parametrize("which", ["images.npy", "labels.npy", "sha256"])
-@pytest.mark.parametrize("damage", ["zeroed", "a flipped bit", "cut short", "gone"])
+@pytest.mark.parametrize("damage", ["zeroed", "a flipped bit", "cut short", "no text", "gone"])
 def test_damaged_scenes_are_rendered_again(tmp_path, which, damage):
     images, labels = (part.clone() for part in rendered.training_scenes(Corpus(), 6, tmp_path))
     (file,) = tmp_path.glob(f"scenes-*{which}")
@@ -31,7 +31,12 @@ def test_damaged_scenes_are_rendered_again(tmp_path, which, damage):
         zeroed = content[:128] + bytes(len(content) - 128)
         flipped = content[:-1] + bytes([content[-1] ^ 1])
         file.write_bytes(
-            {"zeroed": zeroed, "a flipped bit": flipped, "cut short": content[: len(content) // 2]}[damage]
+            {
+                "zeroed": zeroed,
+                "a flipped bit": flipped,
+                "cut short": content[: len(content) // 2],
+                "no text": b"\xff\xfe" * 40,
+            }[damage]
         )
     again, labels_again = rendered.training_scenes(Corpus(), 6, tmp_path)
     assert torch.equal(again, images) and torch.equal(labels_again, labels) and file.read_bytes() == content

@@ -287,6 +287,21 @@ def test_weights_that_are_not_finite_in_half_precision_are_not_stored(tiny_zoo, 
     assert {file.name: file.read_bytes() for file in tiny_zoo.iterdir()} == before
 
 
+@pytest.mark.fault("Networks and weights", "a card of the zoo that is a list", "refused, naming the card")
+def test_a_card_that_is_no_mapping_is_named(tiny_zoo):
+    (tiny_zoo / "vit.json").write_text("[1]")
+    for read in (zoo.load, zoo.card, lambda name: zoo.is_current(tiny())):
+        with pytest.raises(OSError, match=r"vit\.json is to hold a mapping, not \[1\]; restore it"):
+            read("vit")
+
+
+@pytest.mark.fault("Networks and weights", "a sha256 in capitals", "the same as in small letters")
+def test_a_card_may_pin_its_weights_in_capitals(tiny_zoo):
+    card = json.loads((tiny_zoo / "vit.json").read_text())
+    (tiny_zoo / "vit.json").write_text(json.dumps({**card, "sha256": card["sha256"].upper()}))
+    assert zoo.load("vit") is not None
+
+
 @pytest.mark.fault("Networks and weights", "a card that is no JSON", "refused, naming the card")
 def test_a_corrupt_card_is_named(tiny_zoo):
     (tiny_zoo / "vit.json").write_text('{"name": "vi')
