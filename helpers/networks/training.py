@@ -78,6 +78,7 @@ def train(
         The trained model, as it is stored; None if ``stop_after`` ended the run before.
 
     Raises:
+        ValueError: the recipe has fewer images than a batch.
         FloatingPointError: the loss, or a weight at the end, is not finite.
         BlockingIOError: another process trains this model.
         OSError: the checkpoint is damaged.
@@ -86,6 +87,9 @@ def train(
         if card.family == "colours":
             return _train_baseline(card, work, test_scenes)
         steps = card.recipe.images_seen // card.recipe.batch
+        if steps < 1:
+            seen, batch = card.recipe.images_seen, card.recipe.batch
+            raise ValueError(f"{card.name}: {seen} images seen make no batch of {batch}, so nothing would be learnt")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scenes_and_labels = rendered.training_scenes(card.corpus, card.recipe.distinct_images, work)
         checkpoint = work / f"{card.name}-{_fingerprint(card)}.pt"

@@ -302,3 +302,10 @@ def test_the_command_skips_what_is_stored_and_tidies_up_when_all_is(tmp_path, mo
     training.main([])
     assert capsys.readouterr().out == "colours: there already\n"
     assert [file.name for file in scenes_file.parent.iterdir()] == [".colours.lock"]
+
+
+@pytest.mark.fault("Training", "a recipe of fewer images than a batch", "refused: an untrained network is not stored")
+def test_a_recipe_without_a_step_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="tiny-vit: 15 images seen make no batch of 16, so nothing would be learnt"):
+        train(replace(VIT, recipe=replace(RECIPE, images_seen=15)), tmp_path / "work", **QUICK)
+    assert not zoo.is_stored(VIT.name)

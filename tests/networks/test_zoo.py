@@ -483,6 +483,7 @@ def test_weights_in_a_folder_within_or_reached_by_a_link_are_read(folder):
 
 NAN = float("nan")
 WRONG = [
+    ("mine", {"std": [1e-60, 0.5, 0.5]}, "std a number that is not above zero"),  # 0 in single precision
     ("mine", {"sha256": None}, "sha256 not 64 hexadecimal digits but None.*leave the key out"),
     ("mine", {"sha256": ""}, "sha256 not 64 hexadecimal digits but ''"),
     ("mine", {"sha256": "TODO"}, "sha256 not 64"),
