@@ -71,8 +71,8 @@ class ImageSet(Dataset):
         if len(self) <= count:
             return self
         about = {**self._description, "first_of": len(self)}
-        names, labels, digests = (known[:count] for known in (self.names, self.labels, self.digests))
-        return ImageSet(count, self._get, about, names, labels, self.classes, digests)
+        known = self.names[:count], self.labels[:count], self.classes, self.digests[:count]
+        return ImageSet(count, self._get, about, *known)
 
 
 def match_classes(images: ImageSet, to: ImageSet, subset: bool = False) -> ImageSet:

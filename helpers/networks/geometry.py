@@ -55,11 +55,11 @@ class Centres:
                 way = _rule(module, axis, before, after)
                 made[after] = _both(made[after], way) if after in made else way
             elif after not in made:
-                way = _probe(module, args[0], axis, after)
-                if way is None:
+                found = _probe(module, args[0], axis, after)
+                if found is None:
                     self.lost[axis].add(after)
                 else:
-                    made[after] = way
+                    made[after] = found
 
     def centre(self, n: int, position: int, size: int, axis: int) -> float:
         """Centre in pixels of a position of a grid of ``n`` along an axis of an image of ``size``.
