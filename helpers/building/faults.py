@@ -92,7 +92,7 @@ def faults_page(folder: Path) -> str:
     for fault in collect(folder):
         if fault.area != area:
             area = fault.area
-            lines += ["", f"## {literal(area)}", "", "| What goes in | What happens | Held by |", "|:--|:--|:--|"]
+            lines += ["", f"## {literal(area)}", "", "| What goes in | What happens, and the test |", "|:--|:--|"]
         tests = "<br>".join(code(test, in_table=True) for test in fault.tests)
-        lines.append(f"| {literal(fault.given)} | {literal(fault.happens)} | {tests} |")
+        lines.append(f"| {literal(fault.given)} | {literal(fault.happens)}<br>{tests} |")
     return "\n".join(lines) + "\n"

@@ -109,15 +109,17 @@ class ChapterVerdicts:
         verdict = self.found[claim.id, track]
         note = f" {_html(verdict.note)}" if verdict.note else ""
         figure = _link(f"#{_figure(verdict)}", "our figure")
-        return f"{line}{_html(verdict.numbers())} ({figure}).{note}{_html(_controls(verdict))}"
+        return f"{line}{_html(verdict.numbers())} ({figure}).{note} {_html(_controls(verdict))}"
 
 
 def _controls(verdict: Verdict) -> str:
     """What the controls of a verdict say, in one sentence; nothing where there are none."""
     if not verdict.controls:
         return ""
-    passing = f"A control passes too ({', '.join(verdict.passed_by)}). " if verdict.passed_by else ""
-    return f" {passing}Controls: {'; '.join(map(str, verdict.controls))}."
+    passing = ""
+    if verdict.word == SAYS_NOTHING:
+        passing = f"A control passes too ({', '.join(verdict.passed_by)}). "
+    return f"{passing}Controls: {'; '.join(map(str, verdict.controls))}."
 
 
 def _html(text: str) -> str:
@@ -198,7 +200,7 @@ def _entry(claim: Claim, found: Mapping[tuple[str, str], Verdict]) -> list[str]:
             verdict = found[claim.id, track]
             note = f" {literal(verdict.note)}" if verdict.note else ""
             source = f"{{numref}}`{_figure(verdict)}`" + (f", n = {verdict.n:,} {verdict.units}" if verdict.n else "")
-            text = f" {literal(verdict.numbers())} ({source}).{note}{literal(_controls(verdict))}"
+            text = f" {literal(verdict.numbers())} ({source}).{note} {literal(_controls(verdict))}".rstrip()
         lines += [f"{badge(word)} **{name}**{text}", ""]
     lines += [":::{dropdown} How it is measured"]
     for part in claim.parts:

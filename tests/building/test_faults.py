@@ -39,7 +39,7 @@ def test_markers_are_found_wherever_they_stand(tmp_path):
     page = faults.faults_page(tmp_path)
     assert page.index("## Atoms") < page.index("## Building")
     assert (
-        "| a \\| in \\`code\\` | nothing \\{\\{ 1 \\}\\} \\<b\\> | `test_marked.py::TestBuild::test_in_a_class` |"
+        "| a \\| in \\`code\\` | nothing \\{\\{ 1 \\}\\} \\<b\\><br>`test_marked.py::TestBuild::test_in_a_class` |"
         in page
     )
 

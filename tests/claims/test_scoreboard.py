@@ -52,9 +52,12 @@ def test_a_control_that_passes_is_told_of_wherever_the_verdict_stands(folder, re
     said = "A control passes too (untrained twin). Controls: untrained twin 0.200 (0.179 to 0.221): holds."
     page = scoreboard.scoreboard_page(folder)
     assert "≈ holds, and says nothing" in page and literal(said) in page
-    assert "n = 2,560 networks" in page
+    assert "n = 2,560 networks" in page and "). A control passes" in page
     html = scoreboard.chapter_verdicts(CHAPTER)._repr_html_()
-    assert "≈ holds, and says nothing" in html and said in html
+    assert "≈ holds, and says nothing" in html and f". {said}" in html
+    record("R2", value=-0.3, controls=twin)
+    page = scoreboard.scoreboard_page(folder)
+    assert "A control passes" not in page and literal("Controls: untrained twin 0.200") in page
 
 
 def test_the_scoreboard_says_what_a_build_has_not_measured(folder):
