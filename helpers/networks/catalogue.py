@@ -1,9 +1,10 @@
 """The catalogue of the zoo: what each of the book's own networks is made of, and how it is trained.
 
-A ``Card`` says all that training needs; ``build`` makes its untrained network. Two schedules are in use. The main
-ViTs are trained until they are clearly good. The ResNets, which learn faster, need half as many steps for that, and
-all variants share this shorter schedule: models that differ in one thing (a skip connection, the amount of data, the
-size, the architecture) from a control with a second seed. The ResNets' controls are the main ones themselves.
+A ``Card`` says all that training needs; ``build`` makes its untrained network. Two recipes are in use. The main
+models see fresh scenes, each once a pass and as it is. The ViTs among them begin as masked autoencoders, which are
+stored as models of their own (``MASKED``): no other recipe that was tried gave local heads (``data/README.md``). The
+variants differ in one thing (a skip connection, the amount of data, the size, the architecture) from controls that
+share their shorter recipe (``SHORT``), without pre-training, and have a second seed.
 """
 
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,9 @@ class Recipe:
     learning_rate: float = 1e-3  # AdamW's
     matrix_learning_rate: float = 2e-3  # Muon's, for the matrices of transformer blocks
     weight_decay: float = 0.05
+    position_decay: bool = True  # whether position embeddings and the CLS token decay as well
+    augmented: bool = True  # draws with replacement, under the square's symmetries; else one pass after another, as is
+    objective: str = "labels"  # or "masked pixels": see helpers.networks.masked
     warmup: float = 0.1  # share of the steps; then cosine to zero
     clip: float = 1.0  # norm of the gradient
 
@@ -51,27 +55,75 @@ class Card:
     seed: int = 0
     without_skip: tuple[int, str] | None = None  # a block and a branch of it: see helpers.networks.surgery
     start: str | None = None  # the stored model whose weights it starts from, its classifier apart
+    position_std: float | None = None  # deviation of the position embeddings at the start; None: timm's, 0.02
+    kept: tuple[int, ...] = ()  # after so many images seen the weights are stored as well: see zoo.load_step
 
 
 _GAP = {"global_pool": "avg", "class_token": False, "fc_norm": False}
 SHORT = Recipe(images_seen=160_000)  # 1,250 steps, whatever the network and however few distinct images
-_RESNET = replace(SHORT, learning_rate=4e-3)
+FRESH = Recipe(images_seen=240_000, distinct_images=240_000, augmented=False, position_decay=False)
+_MASKED = replace(FRESH, images_seen=480_000, objective="masked pixels")
+_HEADS = {"num_heads": 8}  # of 16 dimensions
+_SEEDS = (0, 1, 2)
 
-MAIN = (
-    Card("vit", "vit", "Vision Transformer that classifies from its CLS token"),
-    Card("vit-seed1", "vit", "the same from another seed: a ceiling for similarity", seed=1),
-    Card("vit-gap", "vit", "Vision Transformer without CLS token that averages its tokens (GAP)", _GAP),
-    Card("resnet", "resnet", "BiT-style ResNet: pre-activation, GroupNorm, weight standardisation", recipe=_RESNET),
-    Card("resnet-seed1", "resnet", "the same from another seed: a ceiling for similarity", recipe=_RESNET, seed=1),
+
+def _seeded(card: Card, seed: int) -> Card:
+    """The card of another training: another seed, from the start of that seed; only the first one's steps are kept."""
+    start = card.start and f"{card.start}-seed{seed}"
+    about = f"{card.name} from another seed: a ceiling for similarity"
+    changes = {"name": f"{card.name}-seed{seed}", "about": about, "seed": seed, "start": start, "kept": ()}
+    return replace(card, **changes) if seed else card
+
+
+_MAE = Card(
+    "vit-mae",
+    "vit",
+    "masked autoencoder: a ViT that filled in hidden patches and was never told a class",
+    _HEADS,
+    _MASKED,
+    position_std=0.3,
+    kept=(32_000, 128_000),
+)
+_VIT = replace(
+    _MAE,
+    name="vit",
+    about="Vision Transformer that classifies from its CLS token; it starts as vit-mae",
+    recipe=FRESH,
+    start="vit-mae",
+    kept=(16_000, 64_000, 128_000),
+)
+_VIT_GAP = replace(
+    _VIT,
+    name="vit-gap",
+    about="Vision Transformer without CLS token that averages its tokens (GAP); it starts as vit-mae",
+    architecture={**_HEADS, **_GAP},
+    kept=(),
+)
+_RESNET = Card(
+    "resnet",
+    "resnet",
+    "BiT-style ResNet: pre-activation, GroupNorm, weight standardisation",
+    recipe=replace(FRESH, images_seen=160_000, learning_rate=4e-3),
+    kept=(2_560, 6_400, 16_000, 32_000, 64_000, 128_000),
 )
 
+MASKED = tuple(_seeded(_MAE, seed) for seed in _SEEDS)
+MAIN = (
+    *(_seeded(_VIT, seed) for seed in _SEEDS),
+    *(_seeded(_VIT_GAP, seed) for seed in _SEEDS[:2]),
+    *(_seeded(_RESNET, seed) for seed in _SEEDS),
+)
+
+_RESNET_SHORT = replace(SHORT, learning_rate=4e-3)
 _SMALL = {"embed_dim": 64, "depth": 4, "num_heads": 4}
 _CONTROLS = (
-    Card("vit-short", "vit", "the ViT on the short schedule: the control of its variants", recipe=SHORT),
+    Card("vit-short", "vit", "a ViT of the same size on the short schedule: the control of its variants", recipe=SHORT),
     Card("vit-short-seed1", "vit", "the control from another seed", recipe=SHORT, seed=1),
     Card("vit-small", "vit", "a smaller ViT (half the width, half the depth) on that schedule", _SMALL, SHORT),
     Card("vit-small-seed1", "vit", "the same from another seed", _SMALL, SHORT, seed=1),
     Card("mixer", "mixer", "MLP-Mixer of the ViT's width and depth on that schedule", recipe=SHORT),
+    Card("resnet-short", "resnet", "the ResNet on the short schedule", recipe=_RESNET_SHORT),
+    Card("resnet-short-seed1", "resnet", "the same from another seed", recipe=_RESNET_SHORT, seed=1),
 )
 
 SKIPLESS = tuple(
@@ -86,7 +138,7 @@ SKIPLESS = tuple(
     for branch, around in (("attn", "attn"), ("mlp", "mlp"), ("both", "attention and MLP"))
 )
 
-FRACTIONS = (3, 10, 30)  # per cent of the main models' distinct images: the first ones of their index range
+FRACTIONS = (3, 10, 30)  # per cent of the controls' distinct images: the first ones of their index range
 SCARCE = tuple(
     replace(
         control,
@@ -94,21 +146,24 @@ SCARCE = tuple(
         about=f"{control.name} with {per_cent} % of the training images",
         recipe=replace(control.recipe, distinct_images=SHORT.distinct_images * per_cent // 100),
     )
-    for control in (*MAIN, *_CONTROLS)
-    if control.name in ("vit-short", "resnet", "vit-small")
+    for control in _CONTROLS
+    if control.name in ("vit-short", "resnet-short", "vit-small")
     for per_cent in FRACTIONS
 )
 
-_TUNED = Card(
-    "vit-novel",
-    "vit",
-    "the ViT fine-tuned to shapes and textures that it was not trained on",
-    recipe=Recipe(images_seen=25_600, distinct_images=20_000, learning_rate=3e-4, matrix_learning_rate=3e-4),
+_TUNED = replace(
+    _VIT,
+    name="vit-novel",
+    about="the ViT fine-tuned to shapes and textures that it was not trained on",
+    recipe=replace(
+        FRESH, images_seen=25_600, distinct_images=25_600, learning_rate=3e-4, matrix_learning_rate=3e-4
+    ),
     corpus=NOVEL,
     start="vit",
+    kept=(),
 )
 
-ZOO: dict[str, Card] = {card.name: card for card in (*MAIN, *_CONTROLS, *SKIPLESS, *SCARCE, _TUNED)}
+ZOO: dict[str, Card] = {card.name: card for card in (*MASKED, *MAIN, *_CONTROLS, *SKIPLESS, *SCARCE, _TUNED)}
 
 
 BASELINE = Card("colours", "colours", "linear probe on the histogram of an image's colours: it sees no form at all")
@@ -143,6 +198,8 @@ def build(card: Card, seed: int | None = None) -> nn.Module:
         else:
             known = "vit, resnet, mixer, colours"
             raise ValueError(f"unknown family {card.family!r} of model {card.name!r}; known: {known}")
+        if card.position_std is not None:
+            nn.init.normal_(model.pos_embed, std=card.position_std)
     if card.without_skip:
         remove_skip(model, *card.without_skip)
     model.pretrained_cfg = dict(SCENES_CONFIG)

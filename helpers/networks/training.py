@@ -6,11 +6,11 @@ so weights and optimiser states are all that has to be kept. They are kept in ``
 (``rendered``), where ``make clean`` leaves them. A checkpoint is checked before it is used, and refused if it is
 damaged. One process at a time trains a model.
 
-The recipe is that of today's small transformers: cross-entropy, flips and quarter turns, linear warm-up and cosine
-decay, gradient clipping, bfloat16 autocast; Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for
-everything else. Muon makes training on two cores practical: after 60,000 images the ViT named 50 % of held-out scenes
-with it, and 30 % with AdamW alone. A ResNet has no such matrices (its kernels have four axes), so there AdamW updates
-all weights.
+The recipe is that of today's small transformers: cross-entropy (or the pixels of hidden patches, see ``masked``),
+linear warm-up and cosine decay, gradient clipping, bfloat16 autocast; Muon for the matrices of the blocks, AdamW for
+everything else (``optimisers``). Muon makes training on two cores practical: after 60,000 images the ViT named 50 % of
+held-out scenes with it, and 30 % with AdamW alone. A ResNet has no such matrices (its kernels have four axes), so there
+AdamW updates all weights.
 """
 
 import argparse
@@ -33,13 +33,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from helpers import files
-from helpers.networks import rendered, zoo
+from helpers.networks import optimisers, rendered, zoo
 from helpers.networks.accuracy import TEST_SCENES, measure
-from helpers.networks.catalogue import Card, Recipe
+from helpers.networks.catalogue import Card
 from helpers.networks.colours import ColourHistogram, fit_colours
 from helpers.networks.inputs import normalise
+from helpers.networks.masked import MaskedAutoencoder
 
-WORK = files.ROOT / ".training"  # rendered scenes (1.2 GB) and unfinished runs
+WORK = files.ROOT / ".training"  # rendered scenes (4.2 GB) and unfinished runs
 CURVE_POINTS = 50  # about so many points of the loss are kept
 CHECKPOINT_SECONDS = 60
 
@@ -48,7 +49,7 @@ CHECKPOINT_SECONDS = 60
 class _Run:
     """A training run as far as it has come: all that a checkpoint keeps."""
 
-    model: nn.Module
+    model: nn.Module  # what is optimised: the network, or an autoencoder around it
     optimisers: list[torch.optim.Optimizer]
     step: int = 0
     curve: list[list[float]] = field(default_factory=list)  # [images seen, smoothed loss]
@@ -87,9 +88,9 @@ def train(
         if card.family == "colours":
             return _train_baseline(card, work, test_scenes)
         steps = card.recipe.images_seen // card.recipe.batch
-        if steps < 1:
-            seen, batch = card.recipe.images_seen, card.recipe.batch
-            raise ValueError(f"{card.name}: {seen} images seen make no batch of {batch}, so nothing would be learnt")
+        if steps < 1 or card.recipe.distinct_images < card.recipe.batch:
+            seen, batch = min(card.recipe.images_seen, card.recipe.distinct_images), card.recipe.batch
+            raise ValueError(f"{card.name}: {seen} images make no batch of {batch}, so nothing would be learnt")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         scenes_and_labels = rendered.training_scenes(card.corpus, card.recipe.distinct_images, work)
         checkpoint = work / f"{card.name}-{_fingerprint(card)}.pt"
@@ -100,10 +101,11 @@ def train(
             _keep(run, checkpoint)
             return None
         about = {"curve": run.curve, "run": _about_run(run.seconds, run.step * card.recipe.batch, device)}
-        _store(card, run.model, test_scenes, about)
+        network = _network(run.model)
+        _store(card, network, test_scenes, about)
         for file in work.glob(f"*{checkpoint.name}*"):  # also what a killed run left half-written
             file.unlink()
-        return run.model
+        return network
 
 
 @contextmanager
@@ -124,9 +126,14 @@ def _alone(card: Card, work: Path) -> Iterator[None]:
 
 def _begin(card: Card, checkpoint: Path, device: torch.device) -> _Run:
     """The run at its first step, or as its checkpoint has it."""
-    model = _start(card).to(device)
+    model, untaught = _start(card), math.log(len(card.corpus.classes))
+    if card.recipe.objective == "masked pixels":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(card.seed)
+            model, untaught = MaskedAutoencoder(model), 1.0
+    model = model.to(device)
     unfuse_attention(model)
-    run = _Run(model, _optimisers(model, card.recipe), smoothed=math.log(len(card.corpus.classes)))
+    run = _Run(model, optimisers.optimisers(model, card.recipe), smoothed=untaught)
     if checkpoint.exists():
         kept = _read_checkpoint(checkpoint, device)
         run.step, run.curve, run.seconds, run.smoothed = (kept[key] for key in ("step", "curve", "seconds", "smoothed"))
@@ -184,6 +191,8 @@ def _go_on(
                 message = f"{card.name}: the loss is {loss} at step {run.step}; lower its learning rate"
                 raise FloatingPointError(message)
             run.smoothed += 0.05 * (loss - run.smoothed)
+            if run.step * batch in card.kept:
+                zoo.save_step(card, _network(run.model), run.step * batch)
             if run.step % max(1, steps // CURVE_POINTS) == 0:
                 run.curve.append([run.step * batch, round(run.smoothed, 4)])
             bar.set_postfix_str(f"loss {run.smoothed:.3f}", refresh=False)
@@ -197,12 +206,13 @@ def _go_on(
 
 def _step(run: _Run, card: Card, steps: int, batch: torch.Tensor, target: torch.Tensor) -> float:
     """One step of all optimisers on a batch (B, 3, 64, 64) uint8 with labels (B,); the loss before it."""
-    rate = _schedule(run.step, steps, card.recipe.warmup)
-    for optimiser in run.optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = group["initial_lr"] * rate
+    optimisers.set_rate(run.optimisers, optimisers.schedule(run.step, steps, card.recipe.warmup))
+    images = normalise(_network(run.model), batch)
     with torch.autocast(batch.device.type, torch.bfloat16):
-        loss = F.cross_entropy(run.model(normalise(run.model, batch)).float(), target)
+        if isinstance(run.model, MaskedAutoencoder):
+            loss = run.model.loss(images, _generator(card, run.step, 1))
+        else:
+            loss = F.cross_entropy(run.model(images).float(), target)
     run.model.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(run.model.parameters(), card.recipe.clip)
@@ -231,8 +241,9 @@ def train_missing(cards: Iterable[Card], work: Path = WORK, **options: Any) -> l
             continue
         if model is not None:
             trained.append(card.name)
-            reached = zoo.card(card.name)["accuracy"]["all cues"]
-            print(f"{card.name}: {', '.join(f'{cue} {share:.1%}' for cue, share in reached.items())}", flush=True)
+            reached = zoo.card(card.name).get("accuracy", {}).get("all cues", {})
+            shares = ", ".join(f"{cue} {share:.1%}" for cue, share in reached.items())
+            print(f"{card.name}: {shares or 'trained without labels'}", flush=True)
     return trained
 
 
@@ -243,10 +254,18 @@ def _start(card: Card) -> nn.Module:
     """
     model = zoo.build(card)
     if card.start:
-        state = zoo.load(card.start).state_dict()
-        fresh = {key: value for key, value in model.state_dict().items() if key.split(".")[0] == "head"}
+        state, random = zoo.load(card.start).state_dict(), model.state_dict()
+        fresh = {key: value for key, value in random.items() if key.split(".")[0] == "head"}
+        if "cls_token" in state and "cls_token" not in random:  # it goes, and its position with it
+            del state["cls_token"]
+            state["pos_embed"] = state["pos_embed"][:, 1:]
         model.load_state_dict({**state, **fresh})
     return model
+
+
+def _network(model: nn.Module) -> nn.Module:
+    """The network of the card: what a run optimises, or the encoder of it."""
+    return model.encoder if isinstance(model, MaskedAutoencoder) else model
 
 
 def _train_baseline(card: Card, work: Path, test_scenes: int) -> nn.Module:
@@ -260,11 +279,13 @@ def _train_baseline(card: Card, work: Path, test_scenes: int) -> nn.Module:
 
 
 def _store(card: Card, model: nn.Module, test_scenes: int, about: dict) -> None:
-    """Measure a trained model on held-out scenes, and store it with its card."""
+    """Measure a trained model on held-out scenes, if it was told their classes, and store it with its card."""
     model.cpu().eval()
     for parameter in model.parameters():  # measured as it is stored
         parameter.data = parameter.data.half().float()
-    zoo.save(card, model, {"test_scenes": test_scenes, "accuracy": measure(model, card.corpus, test_scenes), **about})
+    if card.recipe.objective == "labels":
+        about = {"test_scenes": test_scenes, "accuracy": measure(model, card.corpus, test_scenes), **about}
+    zoo.save(card, model, about)
 
 
 def unfuse_attention(model: nn.Module) -> None:
@@ -278,8 +299,17 @@ def unfuse_attention(model: nn.Module) -> None:
 def _batch(
     images: torch.Tensor, labels: torch.Tensor, card: Card, step: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images and labels of a step, chosen at random, each under one of the eight symmetries of a square."""
-    generator = torch.Generator().manual_seed(1_000_003 * card.seed + step)
+    """The images and labels of a step.
+
+    Augmented, they are drawn with replacement, each under one of the eight symmetries of a square. Otherwise each pass
+    over the images has an order of its own, and they are taken in turn, as they are.
+    """
+    if not card.recipe.augmented:
+        passed, place = divmod(step, len(images) // card.recipe.batch)
+        order = torch.randperm(len(images), generator=_generator(card, passed, 2))
+        chosen = order[place * card.recipe.batch :][: card.recipe.batch]
+        return images[chosen].to(device), labels[chosen].to(device)
+    generator = _generator(card, step)
     chosen = torch.randint(len(images), (card.recipe.batch,), generator=generator)
     symmetry = torch.randint(8, (card.recipe.batch,), generator=generator).to(device)
     batch = images[chosen].to(device)  # (B, 3, 64, 64)
@@ -288,29 +318,9 @@ def _batch(
     return batch, labels[chosen].to(device)
 
 
-def _optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
-    matrices = [value for name, value in model.named_parameters() if value.ndim == 2 and name.startswith("blocks.")]
-    inside = {id(value) for value in matrices}
-    others = [value for value in model.parameters() if id(value) not in inside]
-    optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, recipe.learning_rate, weight_decay=recipe.weight_decay)
-    ]
-    if matrices:
-        rate, decay = recipe.matrix_learning_rate, recipe.weight_decay
-        optimisers.append(torch.optim.Muon(matrices, rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["initial_lr"] = group["lr"]
-    return optimisers
-
-
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak learning rate at a step: linear up to it, then half a cosine down to zero."""
-    peak = warmup * steps
-    if step < peak:
-        return (step + 1) / peak
-    return 0.5 * (1 + math.cos(math.pi * (step - peak) / (steps - peak)))
+def _generator(card: Card, step: int, stream: int = 0) -> torch.Generator:
+    """Random numbers that depend on a card's seed, a step and the purpose alone."""
+    return torch.Generator().manual_seed(1_000_003 * card.seed + step + stream * 1_000_000_007)
 
 
 def _fingerprint(card: Card) -> str:

@@ -27,7 +27,7 @@ from torch import nn
 
 from helpers import results
 from helpers.files import is_sha256, replacing, sha256
-from helpers.networks.catalogue import BASELINE, ZOO, Card, build
+from helpers.networks.catalogue import BASELINE, ZOO, Card, Recipe, build
 from helpers.networks.weights import load_into, not_finite
 
 FOLDER = results.ZOO
@@ -48,6 +48,7 @@ def is_stored(name: str) -> bool:
 def is_current(card: Card) -> bool:
     """Whether the stored card has the architecture, recipe, corpus and seed that this one has."""
     stored = {**asdict(Card(card.name, card.family, "")), **_stored_card(card.name)}
+    stored["recipe"] = {**asdict(Recipe()), **stored["recipe"]}  # what a card does not mention is as it was by default
     wanted = json.loads(json.dumps(asdict(card)))
     return all(stored[key] == value for key, value in wanted.items() if key != "about")
 
@@ -70,13 +71,29 @@ def save(card: Card, model: nn.Module, measured: dict) -> None:
 
     Raises FloatingPointError for weights that are not finite numbers in half precision; nothing is stored then.
     """
+    state = _halved(card, model)
+    steps = {str(images): sha256(_step_file(card.name, images)) for images in card.kept}
+    with replacing(_weights_file(card.name), _card_file(card.name)) as (weights, about):
+        save_file(state, weights)
+        stored = {**asdict(card), "sha256": sha256(weights), **({"steps": steps} if steps else {}), **measured}
+        about.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+
+def save_step(card: Card, model: nn.Module, images: int) -> None:
+    """Store what a model is after so many images, on its way; ``save`` pins it when the model is trained.
+
+    Raises FloatingPointError for weights that are not finite numbers in half precision; nothing is stored then.
+    """
+    state, file = _halved(card, model), _step_file(card.name, images)
+    with replacing(file) as (weights,):
+        save_file(state, weights)
+
+
+def _halved(card: Card, model: nn.Module) -> dict[str, torch.Tensor]:
     state = {key: value.detach().cpu().half().contiguous() for key, value in model.state_dict().items()}
     if broken := not_finite(state):
         raise FloatingPointError(f"{card.name} is not stored: not finite in half precision are {broken}")
-    with replacing(_weights_file(card.name), _card_file(card.name)) as (weights, about):
-        save_file(state, weights)
-        stored = {**asdict(card), "sha256": sha256(weights), **measured}
-        about.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    return state
 
 
 def load(name: str, pretrained: bool = True, folder: str | Path | None = None, seed: int = 0) -> nn.Module:
@@ -110,6 +127,31 @@ def load(name: str, pretrained: bool = True, folder: str | Path | None = None, s
     else:
         near = _nearest(name, [*_catalogue(), *local, *timm.list_models()])
         raise ValueError(f"unknown model {name!r}: not in the zoo, not in a folder of weights, not in timm{near}")
+    return model.eval()
+
+
+def load_step(name: str, images: int) -> nn.Module:
+    """The model ``name`` of the zoo as it was after it had seen so many images, in eval mode.
+
+    0 images are its untrained twin, or the end of the model that it started from; as many as its recipe has, itself.
+
+    Raises:
+        ValueError: an unknown name, or a number of images after which nothing was kept (with those that were).
+        FileNotFoundError: weights that are missing.
+        OSError: weights that are corrupt, or not those of their card.
+    """
+    about = card(name)
+    last, kept = about["recipe"]["images_seen"], about.get("steps", {})
+    if images == last:
+        return load(name)
+    if images == 0 and not about.get("start"):
+        return load(name, pretrained=False, seed=about["seed"])
+    if images == 0:
+        return load(about["start"])
+    if str(images) not in kept:
+        raise ValueError(f"{name!r} was not kept after {images} images, but after {', '.join(['0', *kept, str(last)])}")
+    model = build(_catalogue()[name])
+    load_into(model, _step_file(name, images), kept[str(images)], _REMEDY)
     return model.eval()
 
 
@@ -254,6 +296,10 @@ def _catalogue() -> dict[str, Card]:
 
 def _weights_file(name: str) -> Path:
     return FOLDER / f"{name}.safetensors"
+
+
+def _step_file(name: str, images: int) -> Path:
+    return FOLDER / "steps" / f"{name}-{images}.safetensors"
 
 
 def _card_file(name: str) -> Path:
