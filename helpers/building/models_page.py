@@ -14,7 +14,8 @@ from helpers.images.scenes import Corpus
 from helpers.markup import code, literal
 from helpers.networks import zoo
 from helpers.networks.accuracy import CUES, TEST_SCENES
-from helpers.networks.catalogue import MAIN, SHORT, Recipe
+from helpers.networks.catalogue import FRESH, MAIN, MASKED, SHORT
+from helpers.networks.masked import SEEN
 
 
 def models_page(recorded: Path | None = None) -> str:
@@ -32,27 +33,30 @@ def _zoo_sections() -> list[str]:
     networks = {name: zoo.card(name) for name in zoo.names()}
     if not networks:
         return ["## Trained on scenes", "No network is trained yet; `make zoo` trains them."]
-    names = [card.name for card in MAIN]
+    names = [card.name for card in (*MASKED, *MAIN)]
     main = {name: card for name, card in networks.items() if name in names or card.get("start")}
     others = {name: card for name, card in networks.items() if name not in main}
     baseline = [zoo.BASELINE.name] if zoo.is_stored(zoo.BASELINE.name) else []
     measured = {**networks, **{name: zoo.card(name) for name in baseline}}
-    recipe, corpus = Recipe(), Corpus()
+    told = {name: card for name, card in measured.items() if "accuracy" in card}  # of the others none is asked for
+    corpus = Corpus()
     chance = {"pair": 1 / len(corpus.classes), "shape": 1 / len(corpus.shapes), "texture": 1 / len(corpus.textures)}
     about = _prose(f"""
-        All were trained in one way to name the {len(corpus.classes)} classes of the
-        [corpus](/notebooks/00_scenes.ipynb), pairs of a shape and a texture, in batches of {recipe.batch} scenes that
-        are mirrored and turned at random: cross-entropy, linear warm-up and cosine decay, weight decay
-        {recipe.weight_decay:g}, bfloat16 arithmetic. The matrices inside transformer blocks are trained by Muon
-        {{cite:p}}`jordan2024`, everything else by AdamW. Where nothing else is said, the training set is the same
-        {recipe.distinct_images:,} scenes, numbers 0 to {recipe.distinct_images - 1:,} of the corpus.""")
+        The networks name the {len(corpus.classes)} classes of the [corpus](/notebooks/00_scenes.ipynb), pairs of a
+        shape and a texture. All were trained in batches of {FRESH.batch} scenes, with linear warm-up and cosine decay,
+        weight decay {FRESH.weight_decay:g} and bfloat16 arithmetic; the matrices inside transformer blocks by Muon
+        {{cite:p}}`jordan2024`, everything else by AdamW. The main networks share {FRESH.distinct_images:,} scenes,
+        numbers 0 to {FRESH.distinct_images - 1:,} of the corpus, and see them as they are, in an order of their own.
+        Their ViTs begin as masked autoencoders {{cite:p}}`he2022`, which see {SEEN:.0%} of an image's patches, draw the
+        others and are told no class; then cross-entropy takes over. These autoencoders are models of their own here.
+        The same network from another seed is another training from the first step on.""")
     variants = _prose(f"""
-        The networks below have the size of `vit` and `resnet`, if nothing else is said. All share a schedule of
-        {SHORT.images_seen:,} images, {SHORT.images_seen // SHORT.batch:,} steps. It is the schedule of `resnet` as
-        well, but shorter than that of `vit`, so ViTs do not get quite as far on it. Each variant differs in one thing
-        from a control on the same schedule, a ViT from `vit-short` and a ResNet from `resnet`, and is compared with
-        that control. Those with fewer scenes see the same number of images, the first scenes of the training set
-        again and again.""")
+        The networks below are trained on a shorter schedule without that beginning: {SHORT.images_seen:,} images,
+        {SHORT.images_seen // SHORT.batch:,} steps, drawn from the first {SHORT.distinct_images:,} scenes and mirrored
+        and turned at random. They have the size of `vit` and `resnet`, if nothing else is said, and their ViTs four
+        heads a block. Each variant differs in one thing from a control on the same schedule, a ViT from `vit-short` and
+        a ResNet from `resnet-short`, and is compared with that control. Those with fewer scenes see the same number of
+        images, the first scenes of the training set again and again.""")
     hours = sum(card["run"]["seconds"] for card in networks.values()) / 3600
     minutes = _prose(f"""
         *Images seen* counts repetitions. `vit-novel` starts from the weights of `vit` and is trained, and measured
@@ -66,8 +70,8 @@ def _zoo_sections() -> list[str]:
     lean_on = _prose("""
         The same with one cue made to tell nothing, everything else in the scenes being left as it was. Each cell holds
         the percentages for *shape* and for *texture*. A model that leans on a cue loses without it.""")
-    good_rows = [(name, *_percent(card["accuracy"]["all cues"])) for name, card in measured.items()]
-    lean_rows = [(name, *(_two(card["accuracy"][f"without {cue}"]) for cue in CUES)) for name, card in measured.items()]
+    good_rows = [(name, *_percent(card["accuracy"]["all cues"])) for name, card in told.items()]
+    lean_rows = [(name, *(_two(card["accuracy"][f"without {cue}"]) for cue in CUES)) for name, card in told.items()]
     sections = [
         "## Trained on scenes",
         about,

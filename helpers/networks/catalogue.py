@@ -155,9 +155,7 @@ _TUNED = replace(
     _VIT,
     name="vit-novel",
     about="the ViT fine-tuned to shapes and textures that it was not trained on",
-    recipe=replace(
-        FRESH, images_seen=25_600, distinct_images=25_600, learning_rate=3e-4, matrix_learning_rate=3e-4
-    ),
+    recipe=replace(FRESH, images_seen=25_600, distinct_images=25_600, learning_rate=3e-4, matrix_learning_rate=3e-4),
     corpus=NOVEL,
     start="vit",
     kept=(),

@@ -254,11 +254,17 @@ def test_a_batch_shows_scenes_under_the_symmetries_of_the_square(tmp_path):
     assert used == set(range(8))
 
 
-def test_the_learning_rate_rises_and_falls_to_zero():
-    rates = [training._schedule(step, 100, 0.1) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) == rates[10]
-    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[100] == pytest.approx(0.0)
+def test_without_augmentation_each_pass_shows_every_scene_once_as_it_is(tmp_path):
+    drawn, device = render(Corpus(), range(96)), torch.device("cpu")
+    plain = replace(VIT, recipe=replace(RECIPE, augmented=False))
+    known = {image.numpy().tobytes(): (i, int(drawn.label[i])) for i, image in enumerate(drawn.images)}
+    passes = []
+    for step in range(12):  # six steps of 16 make a pass
+        images, labels = training._batch(drawn.images, drawn.label, plain, step, device)
+        found = [known[image.numpy().tobytes()] for image in images]
+        assert [label for _, label in found] == labels.tolist()
+        passes += [i for i, _ in found]
+    assert sorted(passes[:96]) == sorted(passes[96:]) == list(range(96)) and passes[:96] != passes[96:]
 
 
 # --- make zoo
@@ -287,7 +293,7 @@ def test_the_command_knows_its_names(capsys):
         training.main(["vit", "vti"])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert "not in the zoo: vti; it has vit, vit-seed1" in said and "usage:" in said
+    assert "not in the zoo: vti; it has vit-mae, vit-mae-seed1" in said and "usage:" in said
 
 
 def test_the_command_skips_what_is_stored_and_tidies_up_when_all_is(tmp_path, monkeypatch, capsys):
@@ -306,6 +312,6 @@ def test_the_command_skips_what_is_stored_and_tidies_up_when_all_is(tmp_path, mo
 
 @pytest.mark.fault("Training", "a recipe of fewer images than a batch", "refused: an untrained network is not stored")
 def test_a_recipe_without_a_step_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="tiny-vit: 15 images seen make no batch of 16, so nothing would be learnt"):
+    with pytest.raises(ValueError, match="tiny-vit: 15 images make no batch of 16, so nothing would be learnt"):
         train(replace(VIT, recipe=replace(RECIPE, images_seen=15)), tmp_path / "work", **QUICK)
     assert not zoo.is_stored(VIT.name)
