@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from helpers import results
 from helpers.files import ROOT
 from helpers.images.sources import ImageSet, folder_images, match_classes
-from helpers.networks import zoo
+from helpers.networks import local_weights, zoo
 from helpers.networks.inputs import normalise
 from helpers.recording import attention as record_attention
 from helpers.recording import layers as record_layers
@@ -107,7 +107,7 @@ def main() -> None:
         for network in next(iter(networks.values())).values():
             normalise(network, few)
         _refuse(_complaint("these make no sense for these networks:", _attempts(only, networks, few), OTHERS))
-        cards = {name: zoo.local_notes(name, given.weights) for name in given.models}
+        cards = {name: local_weights.local_notes(name, given.weights) for name in given.models}
     except (ValueError, OSError) as error:
         _stop(str(error))
     notes = {"models": cards, "recorded": date.today().isoformat(), "code": results.code_version()}
