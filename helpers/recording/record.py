@@ -77,10 +77,23 @@ RECORDINGS = {
     "receptive_fields": Recording(
         record_layers.receptive_fields, record_layers.attempt_fields, GROUPS, f"{GROUPS} groups for the jackknife"
     ),
+    "receptive_fields_many": Recording(
+        record_layers.many_fields, record_layers.attempt_fields, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
     "skip_ratios": Recording(
         record_layers.skips, record_layers.attempt_skips, GROUPS, f"{GROUPS} groups for the jackknife"
     ),
+    "skip_ratios_untrained": Recording(
+        record_layers.skips_twins,
+        record_layers.attempt_skips,
+        GROUPS,
+        f"{GROUPS} groups for the jackknife",
+        untrained=True,
+    ),
     "token_patches": Recording(record_spatial.localisation, record_spatial.attempt_localisation, 8, TWO_BATCHES),
+    "token_patches_clipped": Recording(
+        record_spatial.localisation_clipped, record_spatial.attempt_localisation, 8, TWO_BATCHES
+    ),
     "token_patches_untrained": Recording(
         record_spatial.localisation_twins, record_spatial.attempt_localisation, 8, TWO_BATCHES, untrained=True
     ),
