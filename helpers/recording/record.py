@@ -31,6 +31,7 @@ from helpers.images.sources import ImageSet, folder_images, match_classes
 from helpers.networks import local_weights, zoo
 from helpers.networks.inputs import normalise
 from helpers.recording import attention as record_attention
+from helpers.recording import embeddings as record_embeddings
 from helpers.recording import layers as record_layers
 from helpers.recording import similarity as record_similarity
 from helpers.recording import spatial as record_spatial
@@ -74,6 +75,15 @@ RECORDINGS = {
     ),
     "rollout": Recording(record_attention.rollout, record_attention.attempt_rollout, 2, "a deviation between images"),
     "attended": Recording(record_attention.attended, record_attention.attempt_attended, 1, "an image"),
+    "patch_filters": Recording(record_embeddings.patch_filters, record_embeddings.attempt_filters, 1, "an image"),
+    "patch_filters_untrained": Recording(
+        record_embeddings.patch_filters_untrained, record_embeddings.attempt_filters, 1, "an image", untrained=True
+    ),
+    "position_cosines": Recording(record_embeddings.positions, record_embeddings.attempt_positions, 1, "an image"),
+    "class_attention": Recording(record_embeddings.class_token, record_embeddings.attempt_class, 1, "an image"),
+    "patch_shuffle": Recording(
+        record_embeddings.shuffled, record_embeddings.attempt_shuffled, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
     "receptive_fields": Recording(
         record_layers.receptive_fields, record_layers.attempt_fields, GROUPS, f"{GROUPS} groups for the jackknife"
     ),
