@@ -2,8 +2,8 @@
 
 Park & Kim (2022) follow feature maps through a network: after each attention and each MLP of a ViT, after each block of
 a ResNet. ``stream_sums`` reads them there, ``steps`` takes the difference that each sublayer makes, and
-``wider_interval`` says how sure a mean over sublayers is. The sublayers are the units first, and then the trainings:
-over images alone the same networks' same sublayers would be measured again.
+``mean_interval`` says how sure a mean over sublayers is. The sublayers are the units, and then the trainings: over
+images alone the same sublayers of the same network would be measured again.
 """
 
 import re
@@ -162,40 +162,29 @@ def of_kind(table: pd.DataFrame, column: str, after: str, first: int = 0) -> np.
     return rows[column].to_numpy()
 
 
-def wider_interval(values: ArrayLike) -> tuple[float, tuple[float, float]]:
-    """The mean of values (seeds, units), and the wider one of its 95 % intervals over units and over seeds.
+def mean_interval(values: ArrayLike) -> tuple[float, tuple[float, float]]:
+    """The mean of values (units,), one of each sublayer, block or stage, and its 95 % interval by Student's t.
 
-    Over units, which are sublayers, stages or the like, each is first averaged over seeds; over seeds, each over its
-    units; Student's t either way. With one seed it is that over units, with one unit that over seeds. Raises ValueError
-    for values that have fewer than two of both.
+    It says how the mean would come out over other sublayers of the kind. Raises ValueError for fewer than two.
     """
-    values = np.atleast_2d(np.asarray(values, dtype=float))
-    means = [mean for mean in (values.mean(0), values.mean(1)) if len(mean) > 1]
-    if not means:
-        raise ValueError("an interval needs two units or two seeds at least; got one value")
-    value = float(values.mean())
-    reach = max(float(half_width(stats.sem(mean), len(mean))) for mean in means)
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"an interval over units needs two of them at least; got values of shape {values.shape}")
+    value, reach = float(values.mean()), float(half_width(stats.sem(values), len(values)))
     return value, (value - reach, value + reach)
 
 
-def rank_interval(rows: ArrayLike) -> tuple[float, tuple[float, float]]:
-    """Spearman's correlation with depth of values (seeds, places), averaged over seeds, and its 95 % interval.
+def rank_interval(values: ArrayLike) -> tuple[float, tuple[float, float]]:
+    """Spearman's correlation of values (places,) with their order, and its 95 % interval by Fisher's z.
 
-    Averages are taken of Fisher's z. The interval is the wider one of two: over places, with the error of Bonett &
-    Wright (2000), which takes places as independent, though each holds what came before it; and over seeds, by
-    Student's t. Raises ValueError for fewer than four places.
+    With the error of Bonett & Wright (2000), which takes places as independent, though each holds what came before it.
+    Raises ValueError for fewer than four places.
     """
-    rows = np.atleast_2d(np.asarray(rows, dtype=float))
-    count = rows.shape[1]
-    if count < 4:
-        raise ValueError(f"a rank correlation with depth needs four places at least; got {count}")
-    depth = np.arange(count)
-    found = np.array([stats.spearmanr(depth, row).statistic for row in rows])
-    most = 1 - 1e-3  # a perfect order has no finite z
-    z = np.arctanh(np.clip(found, -most, most))
-    reach = stats.norm.ppf(0.975) * np.sqrt((1 + np.tanh(z.mean()) ** 2 / 2) / (count - 3))
-    if len(z) > 1:
-        reach = max(reach, float(half_width(stats.sem(z), len(z))))
-    value = float(np.tanh(z.mean())) if len(z) > 1 else float(found[0])
-    low, high = np.tanh(z.mean() - reach), np.tanh(z.mean() + reach)
-    return value, (min(float(low), value), max(float(high), value))
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or len(values) < 4:
+        raise ValueError(f"a rank correlation with depth needs four places at least; got values of {values.shape}")
+    found = float(stats.spearmanr(np.arange(len(values)), values).statistic)
+    z = np.arctanh(np.clip(found, -1 + 1e-3, 1 - 1e-3))  # a perfect order has no finite z
+    reach = stats.norm.ppf(0.975) * np.sqrt((1 + found**2 / 2) / (len(values) - 3))
+    low, high = float(np.tanh(z - reach)), float(np.tanh(z + reach))
+    return found, (min(low, found), max(high, found))

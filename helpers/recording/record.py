@@ -32,6 +32,7 @@ from helpers.networks import local_weights, zoo
 from helpers.networks.inputs import normalise
 from helpers.recording import attention as record_attention
 from helpers.recording import embeddings as record_embeddings
+from helpers.recording import frequency as record_frequency
 from helpers.recording import layers as record_layers
 from helpers.recording import similarity as record_similarity
 from helpers.recording import spatial as record_spatial
@@ -107,6 +108,17 @@ RECORDINGS = {
     "token_patches_untrained": Recording(
         record_spatial.localisation_twins, record_spatial.attempt_localisation, 8, TWO_BATCHES, untrained=True
     ),
+    "spectra": Recording(
+        record_frequency.maps, record_frequency.attempt_maps, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
+    "spectra_untrained": Recording(
+        record_frequency.maps_untrained,
+        record_frequency.attempt_maps,
+        GROUPS,
+        f"{GROUPS} groups for the jackknife",
+        untrained=True,
+    ),
+    "frequency_noise": Recording(record_frequency.noise, record_frequency.attempt_noise, 2, "a deviation over images"),
     "probes": Recording(record_spatial.probes, record_spatial.attempt_probes, 2, "a mean over images"),
 }
 

@@ -11,12 +11,12 @@ from torch import nn
 from helpers.measures.stream_maps import (
     about,
     kept_mean,
+    mean_interval,
     of_kind,
     rank_interval,
     steps,
     stream_places,
     stream_sums,
-    wider_interval,
 )
 
 CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 64, 64), "fixed_input_size": False}
@@ -137,39 +137,34 @@ def test_steps_are_differences_within_a_table_of_one_left_out():
         of_kind(whole, "value", "block")
 
 
-def test_the_wider_interval_is_that_of_the_worse_unit():
-    rng = np.random.default_rng(0)
-    blocks = rng.normal(size=6)
-    value, (low, high) = wider_interval(blocks)
+def test_the_interval_of_a_mean_over_blocks_is_that_of_a_t_test():
+    blocks = np.random.default_rng(0).normal(size=6)
+    value, (low, high) = mean_interval(blocks)
     test = stats.ttest_1samp(blocks, 0).confidence_interval()
     assert (value, low, high) == pytest.approx((blocks.mean(), test.low, test.high))
-    seeds = np.array([[-3.0], [0.0], [3.0]]) + blocks  # seeds differ more than blocks
-    test = stats.ttest_1samp(seeds.mean(1), 0).confidence_interval()
-    assert wider_interval(seeds)[1] == pytest.approx((test.low, test.high))
-    same = np.tile(blocks, (3, 1))  # three seeds that say the same are no more than one
-    assert wider_interval(same)[1] == pytest.approx((low, high))
-    assert wider_interval([[1.0], [2.0]])[0] == 1.5
-    with pytest.raises(ValueError, match="two units or two seeds"):
-        wider_interval([[1.0]])
-
-
-def test_the_wider_interval_covers_what_it_should():
-    rng = np.random.default_rng(1)
-    hits = [low < 0 < high for _, (low, high) in (wider_interval(rng.normal(size=(3, 6))) for _ in range(300))]
-    assert np.mean(hits) >= 0.93
+    for wrong in ([1.0], [[1.0, 2.0], [3.0, 4.0]]):
+        with pytest.raises(ValueError, match="needs two of them at least"):
+            mean_interval(wrong)
 
 
 def test_ranks_with_depth():
-    rising = np.arange(8.0)
-    value, (low, high) = rank_interval(rising)
+    value, (low, high) = rank_interval(np.arange(8.0))
     assert value == 1 and 0.9 < low < high == 1
     mixed = np.array([3.0, 1, 2, 0, 5, 4, 7, 6])
     value, (low, high) = rank_interval(mixed)
     assert value == pytest.approx(stats.spearmanr(range(8), mixed).statistic)
-    z = np.arctanh(value)
-    assert z - np.arctanh(low) == pytest.approx(np.arctanh(high) - z)
-    assert rank_interval([mixed, mixed])[0] == pytest.approx(value)
-    wide = rank_interval([mixed, mixed[::-1], mixed])[1]
-    assert wide[0] < low and wide[1] - wide[0] > high - low  # seeds that disagree
+    assert np.arctanh(value) - np.arctanh(low) == pytest.approx(np.arctanh(high) - np.arctanh(value))
+    assert rank_interval(mixed[::-1])[0] == pytest.approx(-value)
     with pytest.raises(ValueError, match="four places"):
-        rank_interval([[1.0, 2.0, 3.0]])
+        rank_interval([1.0, 2.0, 3.0])
+
+
+def test_the_interval_of_a_rank_correlation_covers_what_it_should():
+    rng, hits = np.random.default_rng(1), []
+    truth = 6 / np.pi * np.arcsin(0.5 * np.sqrt(0.5))  # of two normal variables that correlate by the root of a half
+    for _ in range(300):
+        x = rng.normal(size=20)
+        order = np.argsort(x)
+        low, high = rank_interval((x + rng.normal(size=20))[order])[1]
+        hits.append(low < truth < high)
+    assert np.mean(hits) > 0.91

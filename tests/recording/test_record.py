@@ -16,6 +16,7 @@ from helpers import results
 from helpers.measures import structure
 from helpers.networks import zoo
 from helpers.recorded import recorded_arrays, recorded_cka, recorded_fields
+from helpers.recording import frequency as record_frequency
 from helpers.recording import layers as record_layers
 from helpers.recording import record
 from helpers.recording import spatial as record_spatial
@@ -35,6 +36,7 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, tmp_path, m
     for name, value in {"FIELD_CHANNELS": 1, "MANY_BLOCKS": 3, "MANY_FIELDS": 16}.items():
         monkeypatch.setattr(record_layers, name, value)
     monkeypatch.setattr(record_spatial, "DRAWS", 2)
+    monkeypatch.setattr(record_frequency, "NOISE_IMAGES", 4)
     versions = iter([{"commit": "of the start", "dirty": False}])  # the first file that is written changes the folder
     monkeypatch.setattr(results, "code_version", lambda: next(versions))
     before, out = files(results.RECORDED), tmp_path / "measured"
@@ -83,6 +85,10 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, tmp_path, m
     twins, _ = results.read("token_patches_untrained", out)
     assert set(twins["model"]) == {"test_vit", "test_resnet"}
     assert (table.loc[table["model"] == "pixels", "hit_rate"] == 1).all()
+    spectra, _ = results.read("spectra", out)
+    assert set(spectra["model"]) == {"test_vit", "test_resnet"} and set(spectra["left_out"]) == set(range(-1, 16))
+    noisy, sidecar = results.read("frequency_noise", out)
+    assert set(noisy["network"]) == {"test_vit", "test_resnet"} and sidecar["scored_by"] == "own answers"
     probed, sidecar = results.read("probes", out)
     assert set(probed["read_out"]) == {"cls", "mean token", "tokens"} and sidecar["train"]["count"] == PHOTOGRAPHS
     assert probed["accuracy"].between(0, 1).all() and (probed["low"] <= probed["high"]).all()
