@@ -26,7 +26,7 @@ from helpers.measures.heatmap import CKAResult
 
 Models = Iterable[str] | Mapping[str, Any]
 Images = ImageSet | Mapping[str, Any]
-Control = Sequence[Callable[..., Any] | pd.DataFrame | CKAResult]  # what was measured, after its own statistic if any
+Other = Sequence[Callable[..., Any] | pd.DataFrame | CKAResult]  # what was measured, after its own statistic if any
 
 
 class Chapter:
@@ -107,9 +107,12 @@ class Chapter:
         n: int | None = None,
         note: str = "",
         jumps: bool = False,
-        controls: Mapping[str, Control] | None = None,
+        seeds: Mapping[str, Other] | None = None,
+        controls: Mapping[str, Other] | None = None,
     ) -> None:
         """Take a claim's statistic of what was measured, with its 95 % interval over groups of images, and record it.
+
+        Where the same recipe was trained from other seeds as well, the verdict has an interval over trainings beside.
 
         Args:
             claim: its id in ``book/claims.yml``.
@@ -121,8 +124,10 @@ class Chapter:
             note: what a reader of the verdict should know.
             jumps: whether the statistic jumps, as ranks, counts and places of a maximum do: its interval is then a
                 bootstrap's, as the jackknife's would be too short.
-            controls: name → what should not meet the criterion: other tables (or another CKA result) of which the same
-                statistic is taken, with a function in front of them where it is found at other places there.
+            seeds: name → what was measured of another training of the same recipe, such as {"seed 1": [table]}: other
+                tables (or another CKA result) of which the same statistic is taken, with a function in front of them
+                where it is found at other places there: {"seed 1": [statistic_of_seed1, result]}.
+            controls: name → what should not meet the criterion, in the same form.
 
         Raises:
             TypeError: nothing measured, a CKA result beside something else, tables without their number of images.
@@ -135,26 +140,32 @@ class Chapter:
             n = measured[0].n_images if n is None else n
         elif n is None:
             raise TypeError(f"{claim}: say how many images are behind the tables: n=…")
-        found = {}
-        for name, (first, *others) in (controls or {}).items():
-            if callable(first):
-                found[name] = _estimate(first, others, jumps)
-            else:
-                found[name] = _estimate(statistic, [first, *others], jumps)
-        own = _estimate(statistic, measured, jumps)
-        self.record(claim, track, **own, figure=figure, n=n, note=note, controls=found)
+
+        def beside(others: Mapping[str, Other] | None) -> dict[str, dict[str, Any]]:
+            found = {}
+            for name, (first, *rest) in (others or {}).items():
+                own, tables = (first, rest) if callable(first) else (statistic, [first, *rest])
+                found[name] = _estimate(own, tables, jumps)
+            return found
+
+        own, others = _estimate(statistic, measured, jumps), {"seeds": beside(seeds), "controls": beside(controls)}
+        self.record(claim, track, **own, **others, figure=figure, n=n, note=note)
 
     def record(self, claim: str, track: str, value: Any, stderr: Any = None, **given: Any) -> None:
         """Record a claim whose statistic and uncertainty are known, print the verdict, and say its numbers.
 
         Arguments and errors are those of ``verdicts.record``, with the chapter filled in. The prose shows the number of
-        a claim with one part as {glue:text}`scenes-r8:.2f`, of one with several as {glue:text}`scenes-r7-nearest:.2f`.
+        a claim with one part as {glue:text}`scenes-r8:.2f`, of one with several as {glue:text}`scenes-r7-nearest:.2f`:
+        those of the first training, which the figures show. Where there are others, their mean and the ends of its
+        interval over trainings are {glue:text}`scenes-r8-trainings:.2f`, `scenes-r8-least` and `scenes-r8-most`.
         """
         verdict = record(claim, track, value, stderr, chapter=self.name, **given)
         print(verdict)
-        for part in verdict.parts:
-            name = f"{track}_{claim}" if len(verdict.parts) == 1 else f"{track}_{claim}_{part.part.name}"
-            self.say(**{name.lower(): part.value})
+        for part, over in zip(verdict.parts, verdict.over, strict=True):
+            name = (f"{track}_{claim}" if len(verdict.parts) == 1 else f"{track}_{claim}_{part.part.name}").lower()
+            self.say(**{name: part.value})
+            if over:
+                self.say(**{f"{name}_trainings": over.value, f"{name}_least": over.low, f"{name}_most": over.high})
 
     def verdicts(self) -> ChapterVerdicts:
         """The chapter's claims with their verdicts, for its last cell. Raises as ``chapter_verdicts``."""

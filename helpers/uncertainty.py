@@ -1,15 +1,16 @@
-"""How sure a number is: the jackknife and the bootstrap over groups of images, and intervals of means and of shares.
+"""How sure a number is: intervals over images, by the jackknife or the bootstrap, of means, of shares, over trainings.
 
 A measure deals its images to groups and takes its numbers once from all images and once without each group
 (``delete_one``). Such a table has a column ``left_out``: −1 where every image counted, otherwise the number of the
 group that did not. ``jackknife(fn, *tables)`` gives ``fn`` of the complete tables and its standard error; a 95 %
 interval reaches ``quantile(groups)`` errors to either side, and ``estimate`` gives the value with that half-width. For
 numbers that jump, such as ranks, ``bootstrap`` gives an interval instead. ``interval`` and ``difference_of_shares``
-are for means over images that were not grouped.
+are for means over images that were not grouped. All of these say how a number would come out on other images; how it
+would come out in another training, ``over_trainings`` says.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -155,6 +156,23 @@ def difference_of_shares(a: float, b: float, count: int) -> tuple[float, tuple[f
     reach = stats.norm.ppf(0.975) * math.sqrt((shares * (1 - shares)).sum() / count)
     value = shares[0] - shares[1]
     return float(value), (float(value - reach), float(value + reach))
+
+
+def over_trainings(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Mean of a number over K trainings from different seeds, and its 95 % interval for another training's like.
+
+    The interval is that of a mean of K independent normal values, ± t s / √K with Student's t for K − 1 degrees of
+    freedom: 2.5 standard deviations for three trainings, 9 for two. It covers what differs from training to
+    training, not what all of them share, the images. A single training has no spread: both ends are NaN. Raises
+    ``ValueError`` for no value.
+    """
+    if not len(values):
+        raise ValueError("there is no training to take a mean over")
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return mean, (math.nan, math.nan)
+    reach = quantile(len(values)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean, (mean - reach, mean + reach)
 
 
 def quantile(groups: int) -> float:

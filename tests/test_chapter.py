@@ -237,6 +237,22 @@ def test_a_control_is_the_same_statistic_of_other_tables_or_at_other_places(chap
     assert found["diagonal"]["value"]["value"] == 1 and found["itself"]["value"]["value"] == 0.5
 
 
-def test_no_controls_no_word_of_them(chapter, folder, table):
+def test_no_others_no_word_of_them(chapter, folder, table):
     chapter.judge("R8", "scenes", mean, table, figure="fig-attention-heads", n=32)
-    assert "controls" not in recorded(folder, "R8")
+    assert not {"controls", "seeds"} & set(recorded(folder, "R8"))
+
+
+def test_other_trainings_are_measured_as_controls_are_and_their_interval_is_said(chapter, folder, said, table, cka):
+    about = {"figure": "fig-attention-heads", "n": 32}
+    seeds = {"seed 1": [table.assign(x=table["x"] + 0.5)], "seed 2": [lambda t: mean(t) - 0.5, table]}
+    chapter.judge("R8", "scenes", mean, table, **about, seeds=seeds)
+    found = recorded(folder, "R8")
+    assert [found["seeds"][name]["value"]["value"] for name in seeds] == [2.5, 1.5] and "controls" not in found
+    reach = T2 * 0.5 / 3**0.5
+    assert said == pytest.approx(
+        {"scenes-r8": 2, "scenes-r8-trainings": 2, "scenes-r8-least": 2 - reach, "scenes-r8-most": 2 + reach}
+    )
+    second = Chapter("02_representation")
+    again = {"seed 1": [lambda m: m[0, 0] / 4, cka]}
+    second.judge("R2", "scenes", lambda m: m[0, 1], cka, figure="fig-within", seeds=again)
+    assert said["scenes-r2-trainings"] == (0.5 + 0.25) / 2

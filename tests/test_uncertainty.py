@@ -19,6 +19,7 @@ from helpers.uncertainty import (
     half_width,
     interval,
     jackknife,
+    over_trainings,
     quantile,
     weighted_jackknife,
     whole,
@@ -179,6 +180,23 @@ def test_the_difference_of_two_shares_is_covered_as_often_as_asked():
 
 def test_students_t():
     assert [round(quantile(groups), 3) for groups in (2, 3, 10, 16)] == [12.706, 4.303, 2.262, 2.131]
+
+
+def test_over_trainings_the_interval_is_that_of_a_mean_of_few():
+    for values in ([1.0, 2.0], [0.3, 0.1, 0.5]):
+        mean, ends = over_trainings(values)
+        spread = np.std(values, ddof=1) / np.sqrt(len(values))
+        assert mean == np.mean(values) and ends == pytest.approx(student.interval(0.95, len(values) - 1, mean, spread))
+    mean, ends = over_trainings([0.5])
+    assert mean == 0.5 and np.isnan(ends).all()
+    with pytest.raises(ValueError, match="no training"):
+        over_trainings([])
+
+
+def test_the_interval_over_three_trainings_covers_the_truth_as_often_as_asked():
+    draws = np.random.default_rng(10).normal(2, 1, (2000, 3))
+    covered = [low <= 2 <= high for _, (low, high) in map(over_trainings, draws)]
+    assert 0.935 < np.mean(covered) < 0.965
 
 
 def test_no_scores_have_no_interval():

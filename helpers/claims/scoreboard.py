@@ -1,6 +1,6 @@
 """Verdicts as a reader sees them: a chapter's own at its end, and the scoreboard page of the whole book.
 
-The claims themselves are in ``book/claims.yml``, read by ``claims.registry``; what a verdict is, ``claims.verdicts``
+The claims themselves are in ``book/claims.yml``, read by ``claims.registry``; what a verdict is, ``claims.judgement``
 says.
 """
 
@@ -10,27 +10,35 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from helpers.claims.judgement import FAILS_HERE, HOLDS_HERE, SAYS_NOTHING, WORDS, Verdict
 from helpers.claims.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, load
-from helpers.claims.verdicts import SAYS_NOTHING, Verdict, verdicts
+from helpers.claims.verdicts import verdicts
 from helpers.markup import code, literal
 
 GROUND, INK = "#fcfcfa", "#222222"
 UNTESTABLE, PLANNED, UNRECORDED = "not testable here", "planned", "not in this build"
 BADGES = {  # symbol, background, text: told apart by word and symbol too, and legible on light and dark pages
     HOLDS: ("✓", "#00618f", "#ffffff"),
-    SAYS_NOTHING: ("≈", "#bcd9e8", "#000000"),
+    HOLDS_HERE: ("✓", "#7fbcda", "#000000"),
+    SAYS_NOTHING: ("≈", "#d3e6f0", "#000000"),
     FAILS: ("✗", "#a63c00", "#ffffff"),
+    FAILS_HERE: ("✗", "#e8a583", "#000000"),
     INCONCLUSIVE: ("?", "#f0c75e", "#000000"),
     UNTESTABLE: ("–", "#5c5c5c", "#ffffff"),
     PLANNED: ("…", "#e3e3e3", "#000000"),
     UNRECORDED: ("…", "#e3e3e3", "#000000"),
 }
 INTRODUCTION = """\
-What the papers claim, and what this book measures. A claim *holds* on a track when the whole 95 % interval of its
-statistic (in brackets) meets the criterion, *fails* when no value in the interval does, and is *inconclusive*
-otherwise; a claim of several parts holds when all of them do, and fails when one does. Every criterion is a number that
-was fixed before the first run that measured it (`book/claims.yml`); where the paper says no more than "larger" or
-"small", it is this book's choice. *Scenes* is the controlled track, *ImageNet* the observed one.
+What the papers claim, and what this book measures. The number of a claim comes with two 95 % intervals (in brackets):
+over images, of one network or one pair, and, where a recipe was trained from several seeds, over trainings. A
+network meets a criterion when its whole interval over images does, and misses it when no value in the interval does.
+When all that were trained meet it, a claim *holds for these networks*; when the whole interval over trainings
+meets it as well, it *holds*. *Fails for these networks* and *fails* are meant likewise, and anything else is
+*inconclusive*. A single training can say no more than *for these networks*, and two seldom do, since Student's *t* of
+one degree of freedom reaches nine standard deviations to either side. A claim of several parts holds when all of them
+do, and fails when one does. Every criterion is a number that was fixed before the first run that measured it
+(`book/claims.yml`); where the paper says no more than "larger" or "small", it is this book's choice. *Scenes* is the
+controlled track, *ImageNet* the observed one.
 
 Where it could be done the same statistic was taken of a *control* as well, something that should not meet the
 criterion: an untrained twin, another seed where only data should matter, shuffled images. A claim that holds while a
@@ -50,7 +58,7 @@ Depth of a place
 CKA
 : Linear, added up over batches by the unbiased estimator of HSIC, over at least 2,560 images.
 
-Interval
+Interval over images
 : Of most numbers the value ± *t* jackknife errors over groups of images, with Student's *t* for that many groups. Of
   ranks, counts and places of a maximum, which jump, and of accuracies and probes, that of a bootstrap or a binomial,
   where nothing else is said.
@@ -58,8 +66,13 @@ Interval
 Uniform
 : The mean attention distance of an attention that looks everywhere alike.
 
+Interval over trainings
+: Of the mean over the networks, or pairs of networks, of one recipe and several seeds: ± *t* standard errors, with
+  Student's *t* for that many trainings. A ViT is paired with the ResNet of the same seed. Where all trainings give the
+  same number, a count say, their spread is not known, and there is no interval.
+
 n
-: The number of independent units behind a number. What they are stands beside it: images, seeds or networks.
+: The number of independent units behind a verdict, of either kind: trainings, and images in each of them.
 :::"""
 
 
@@ -109,17 +122,19 @@ class ChapterVerdicts:
         verdict = self.found[claim.id, track]
         note = f" {_html(verdict.note)}" if verdict.note else ""
         figure = _link(f"#{_figure(verdict)}", "our figure")
-        return f"{line}{_html(verdict.numbers())} ({figure}).{note} {_html(_controls(verdict))}"
+        return f"{line}{_html(verdict.numbers())} ({figure}).{note} {_html(_beside(verdict))}"
 
 
-def _controls(verdict: Verdict) -> str:
-    """What the controls of a verdict say, in one sentence; nothing where there are none."""
-    if not verdict.controls:
-        return ""
-    passing = ""
+def _beside(verdict: Verdict) -> str:
+    """What other trainings and the controls of a verdict say, a sentence each; nothing where there are none."""
+    sentences = []
+    if verdict.seeds:
+        sentences.append(f"Other trainings: {'; '.join(map(str, verdict.seeds))}.")
     if verdict.word == SAYS_NOTHING:
-        passing = f"A control passes too ({', '.join(verdict.passed_by)}). "
-    return f"{passing}Controls: {'; '.join(map(str, verdict.controls))}."
+        sentences.append(f"A control passes too ({', '.join(verdict.passed_by)}).")
+    if verdict.controls:
+        sentences.append(f"Controls: {'; '.join(map(str, verdict.controls))}.")
+    return " ".join(sentences)
 
 
 def _html(text: str) -> str:
@@ -196,11 +211,11 @@ def _entry(claim: Claim, found: Mapping[tuple[str, str], Verdict]) -> list[str]:
         text = ""
         if word == UNTESTABLE:
             text = f" {literal(claim.untestable[track].reason)}{_checkpoints(claim, track)}"
-        elif word in (HOLDS, SAYS_NOTHING, FAILS, INCONCLUSIVE):
+        elif word in WORDS:
             verdict = found[claim.id, track]
             note = f" {literal(verdict.note)}" if verdict.note else ""
-            source = f"{{numref}}`{_figure(verdict)}`" + (f", n = {verdict.n:,} {verdict.units}" if verdict.n else "")
-            text = f" {literal(verdict.numbers())} ({source}).{note} {literal(_controls(verdict))}".rstrip()
+            source = f"{{numref}}`{_figure(verdict)}`, n = {verdict.count()}"
+            text = f" {literal(verdict.numbers())} ({source}).{note} {literal(_beside(verdict))}".rstrip()
         lines += [f"{badge(word)} **{name}**{text}", ""]
     lines += [":::{dropdown} How it is measured"]
     for part in claim.parts:

@@ -1,18 +1,8 @@
-"""What this book's measurements say of the papers' claims: the verdicts, and the files in which they are kept.
+"""What chapters measure of the papers' claims: the records, kept in files, from which verdicts are made.
 
-A chapter hands over each statistic of a claim of ``book/claims.yml`` with its uncertainty, an interval that covers
-the true value with 95 % probability, and gets a verdict:
-
-    holds          the whole interval meets the criterion, for every part of the claim
-    fails          for some part, no value in the interval meets it
-    inconclusive   anything else
-
-A claim that a track cannot test is *not testable here*, and the file says why. That every part must hold costs no
-correction for their number (an intersection-union test); the intervals are not corrected for the number of claims.
-
-Where something that should not meet the criterion was measured too, an untrained twin, another seed of what only data
-should change, shuffled images, it is a *control*. A claim that holds while one of its controls passes *holds, and says
-nothing*.
+A chapter hands over each statistic of a claim of ``book/claims.yml`` with its uncertainty, an interval that covers the
+true value on other images with 95 % probability; the same of other trainings, and of controls. What makes a verdict of
+them is in ``claims.judgement``. A claim that a track cannot test is *not testable here*, and the file says why.
 """
 
 import difflib
@@ -20,75 +10,15 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from helpers import files, results
-from helpers.claims.registry import FAILS, HOLDS, INCONCLUSIVE, TRACKS, Claim, Part, load, number
+from helpers.claims.judgement import Verdict, by_part, judge
+from helpers.claims.registry import TRACKS, Claim, load
 from helpers.uncertainty import quantile
 
 UNITS = ("images", "seeds", "networks")
-SAYS_NOTHING = "holds, and says nothing"  # a control meets the criterion as well
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The statistic of one part, the ends of its interval, and the verdict on this part alone."""
-
-    part: Part
-    value: float
-    low: float
-    high: float
-    word: str
-
-    def __str__(self) -> str:
-        unit = f" {self.part.unit}" if self.part.unit else ""
-        ends = interval_text(self.low, self.high)
-        return f"{value_text(self.value, self.low, self.high)} ({ends}){unit}"
-
-
-@dataclass(frozen=True)
-class Control:
-    """What a control of a claim gives for the same statistics: it passes where these meet the criterion."""
-
-    name: str
-    word: str
-    parts: tuple[Measured, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} {', '.join(f'{label(m.part)}{m}' for m in self.parts)}: {self.word}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one track says of a claim. ``word``: its verdict, controls counted in."""
-
-    claim: Claim
-    track: str
-    word: str
-    parts: tuple[Measured, ...]
-    figure: str
-    n: int | None = None
-    note: str = ""
-    controls: tuple[Control, ...] = ()
-    units: str = "images"
-
-    @property
-    def passed_by(self) -> list[str]:
-        """The controls that meet the claim's criterion too."""
-        return [control.name for control in self.controls if control.word == HOLDS]
-
-    def numbers(self) -> str:
-        """What was measured and what was asked for, in one line."""
-        return "; ".join(f"{label(m.part)}{m}, asked for {m.part.criterion}" for m in self.parts)
-
-    def __str__(self) -> str:
-        return f"{self.claim.id} on {self.track}: {self.word}. {self.numbers()}"
-
-    __repr__ = __str__
 
 
 def record(
@@ -103,6 +33,7 @@ def record(
     n: int | None = None,
     note: str = "",
     groups: int | None = None,
+    seeds: Mapping[str, Mapping[str, Any]] | None = None,
     controls: Mapping[str, Mapping[str, Any]] | None = None,
     units: str = "images",
 ) -> Verdict:
@@ -121,11 +52,12 @@ def record(
         interval: the 95 % interval itself, say of a bootstrap.
         figure: the name of the figure that shows it, ``fig-…``.
         chapter: the chapter that measured it.
-        n: the independent units behind it, images or seeds.
+        n: the independent units behind the interval, as a rule images.
         note: what a reader of the scoreboard should know besides.
         groups: see ``stderr``.
-        controls: name of each control → what it gives: a mapping with ``value``, and ``stderr`` with ``groups`` or
-            ``interval``, as for the claim itself.
+        seeds: name of each other training of the same recipe → what it gives: a mapping with ``value``, and ``stderr``
+            with ``groups`` or ``interval``, as for the claim itself.
+        controls: name of each control → what it gives, likewise.
         units: what ``n`` counts, one of ``UNITS``.
 
     Returns:
@@ -143,12 +75,13 @@ def record(
         raise ValueError(f"{claim_id}: n counts one of {', '.join(UNITS)}; got {units!r}")
     numbers = _numbers(claim, value, stderr, interval, groups)
     entry: dict[str, Any] = {"parts": numbers, "figure": figure, "n": n, "units": units, "note": note}
-    if controls:
-        entry["controls"] = {
-            name: _numbers(claim, of["value"], of.get("stderr"), of.get("interval"), of.get("groups"), name)
-            for name, of in controls.items()
-        }
-    verdict = _judge(claim, track, entry)
+    for kind, others in (("seeds", seeds), ("controls", controls)):
+        if others:
+            entry[kind] = {
+                name: _numbers(claim, of["value"], of.get("stderr"), of.get("interval"), of.get("groups"), name)
+                for name, of in others.items()
+            }
+    verdict = judge(claim, track, entry)
     path = results.folder() / "claims" / f"{chapter}.json"
     try:
         stored = _stored(path) if path.exists() else {}
@@ -189,69 +122,25 @@ def _claim_of(claim_id: str, track: str, chapter: str) -> Claim:
 
 
 def _numbers(
-    claim: Claim, value: Any, stderr: Any, interval: Any, groups: int | None, control: str = ""
+    claim: Claim, value: Any, stderr: Any, interval: Any, groups: int | None, other: str = ""
 ) -> dict[str, dict[str, float]]:
-    """Value and ends of the interval of each part, of the claim's own measurement or of a control; ValueError."""
-    whose = f"{claim.id}, control {control!r}" if control else claim.id
+    """Value and ends of the interval of each part, of the claim's own measurement or of another; ValueError."""
+    whose = f"{claim.id}, {other!r}" if other else claim.id
     if (stderr is None) == (interval is None):
         raise ValueError(f"{whose}: give the uncertainty of its value, as stderr or as interval")
     numbers = {}
-    for part, single in _by_part(claim, value, "value").items():
+    for part, single in by_part(claim, value, "value").items():
         if stderr is not None:
             if groups is None:
                 raise ValueError(f"{whose}: say over how many groups its stderr was taken: groups=…")
-            reach = float(_by_part(claim, stderr, "stderr")[part]) * quantile(groups)
+            reach = float(by_part(claim, stderr, "stderr")[part]) * quantile(groups)
             low, high = float(single) - reach, float(single) + reach
         else:
-            low, high = map(float, _by_part(claim, interval, "interval")[part])
+            low, high = map(float, by_part(claim, interval, "interval")[part])
         if not all(map(math.isfinite, (float(single), low, high))) or low > high:
             raise ValueError(f"{whose}, {part}: {single} between {low} and {high} is not a finite interval")
         numbers[part] = {"value": float(single), "low": low, "high": high}
     return numbers
-
-
-def _by_part(claim: Claim, given: Any, what: str) -> Mapping[str, Any]:
-    """``given`` as a mapping from the claim's parts; for several parts a sequence in their order will do."""
-    names = [part.name for part in claim.parts]
-    if isinstance(given, Mapping):
-        found = given
-    elif len(names) == 1:
-        found = {names[0]: given}
-    else:
-        values = list(given) if np.iterable(given) else [given]
-        found = dict(zip(names, values, strict=True)) if len(values) == len(names) else {}
-    if set(found) != set(names):
-        raise ValueError(f"{claim.id}: {what} is needed for the parts {', '.join(names)}; got {given}")
-    return found
-
-
-def _judge(claim: Claim, track: str, entry: Mapping[str, Any]) -> Verdict:
-    parts, word = _measured(claim, entry["parts"])
-    controls = []
-    for name, numbers in entry.get("controls", {}).items():
-        control_parts, control_word = _measured(claim, numbers)
-        controls.append(Control(name, control_word, control_parts))
-    if word == HOLDS and any(control.word == HOLDS for control in controls):
-        word = SAYS_NOTHING
-    return Verdict(
-        claim, track, word, parts, entry["figure"], entry["n"], entry["note"], tuple(controls), entry["units"]
-    )
-
-
-def _measured(claim: Claim, given: Mapping[str, Mapping[str, float]]) -> tuple[tuple[Measured, ...], str]:
-    """The parts of a claim with a verdict on each, and the word for all of them together."""
-    numbers = _by_part(claim, given, "a number")
-    parts = []
-    for part in claim.parts:
-        value, low, high = (numbers[part.name][key] for key in ("value", "low", "high"))
-        parts.append(Measured(part, value, low, high, part.criterion.judge(low, high)))
-    words = {measured.word for measured in parts}
-    word = INCONCLUSIVE
-    if FAILS in words:
-        word = FAILS
-    elif words == {HOLDS}:
-        word = HOLDS
-    return tuple(parts), word
 
 
 def verdicts(folder: str | Path | None = None) -> dict[tuple[str, str], Verdict]:
@@ -267,7 +156,7 @@ def verdicts(folder: str | Path | None = None) -> dict[tuple[str, str], Verdict]
                 if claim is None or track not in claim.tracks or claim.chapter != path.stem:
                     raise ValueError(f"{path} records {claim_id} on {track}, not its claim: run the chapter again")
                 try:
-                    found[claim_id, track] = _judge(claim, track, entry)
+                    found[claim_id, track] = judge(claim, track, entry)
                 except (KeyError, TypeError, AttributeError) as error:
                     raise ValueError(
                         f"{path} keeps {claim_id} on {track} incompletely ({error!r}): run the chapter again"
@@ -280,24 +169,3 @@ def unrecorded(folder: str | Path | None = None) -> list[tuple[str, str]]:
     have = verdicts(folder)
     wanted = [(claim.id, track) for claim in load().values() if claim.status == "measured" for track in claim.tracks]
     return [pair for pair in wanted if pair not in have]
-
-
-def _decimals(low: float, high: float) -> int:
-    """As many decimals as give the half-width of an interval two digits, between none and four."""
-    half = (high - low) / 2
-    return min(4, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
-
-
-def value_text(value: float, low: float, high: float) -> str:
-    """A value with as many decimals as its interval warrants."""
-    return number(value, _decimals(low, high))
-
-
-def interval_text(low: float, high: float) -> str:
-    """The interval, "0.29 to 0.33"."""
-    return f"{number(low, _decimals(low, high))} to {number(high, _decimals(low, high))}"
-
-
-def label(part: Part) -> str:
-    """The name of a part in front of its number; nothing for a claim's only part."""
-    return "" if part.name == "value" else f"{part.name} "

@@ -10,6 +10,7 @@ patches first, the other number is kept beside it, and so is the mass on the pre
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -58,14 +59,18 @@ def nearest_distance(grid: tuple[int, int], patch: float | tuple[float, float]) 
 def distances(attention: Tensor, grid: Grid) -> Tensor:
     """Of maps (B, heads, N, N) for each head: distance, px; the same without renormalisation; prefix mass. (heads, 3).
 
-    Means over the images and query patches. A query that gives all it has to prefix tokens has no distance and is
-    left out of the first.
+    Means over the images and over the query patches that count in the grid, to the patches that count. A query that
+    gives all it has to others has no distance and is left out of the first.
     """
-    far = torch.zeros(attention.shape[-1], attention.shape[-1], device=attention.device, dtype=attention.dtype)
+    tokens = [grid.prefix + patch for patch in grid.kept()]
+    counts = torch.zeros(attention.shape[-1], device=attention.device, dtype=attention.dtype)
+    counts[tokens] = 1
+    far = torch.zeros(len(counts), len(counts), device=attention.device, dtype=attention.dtype)
     far[grid.prefix :, grid.prefix :] = grid.distances().to(far)
-    plain = (attention * far).sum(-1)[..., grid.prefix :]
-    mass = attention[..., grid.prefix :, grid.prefix :].sum(-1)
-    means = [(plain / mass.where(mass > 0, torch.nan)).nanmean((0, 2)), plain.mean((0, 2)), 1 - mass.mean((0, 2))]
+    plain = (attention * (far * counts)).sum(-1)[..., tokens]  # (B, heads, queries)
+    mass = (attention @ counts)[..., tokens]
+    prefix = attention[..., : grid.prefix].sum(-1)[..., tokens]
+    means = [(plain / mass.where(mass > 0, torch.nan)).nanmean((0, 2)), plain.mean((0, 2)), prefix.mean((0, 2))]
     return torch.stack(means, dim=1).double().cpu()
 
 
@@ -89,6 +94,7 @@ def attention_distance(
     *,
     groups: int = GROUPS,
     chunk: int = CHUNK,
+    corners: bool = True,
 ) -> pd.DataFrame:
     """Attention distance of every head (Raghu et al. 2021, Figure 3), with what its errors need.
 
@@ -98,6 +104,8 @@ def attention_distance(
         names: of attention modules, all by default.
         groups: number of jackknife groups, at least 2.
         chunk: images whose maps are held at a time.
+        corners: whether the four patches in the corners count; without them the distance is that between the others,
+            and so is that of uniform attention.
 
     Returns:
         a table with one row a head, once for all images (``left_out`` −1) and once without each group: ``name`` and
@@ -108,7 +116,7 @@ def attention_distance(
 
     Raises:
         ValueError: as ``attention_maps`` and ``grid_of`` do, for fewer than two groups, fewer batches than groups,
-            and a chunk below 1.
+            a chunk below 1, and where corners are to be left out of windows or of very small grids.
     """
     at_least_one(chunk=chunk)
     if groups < 2:
@@ -124,7 +132,8 @@ def attention_distance(
                 with attention_maps(model, lambda A: A.shape[-1], names) as tokens:
                     model(normalise(model, images[:1]))
                 height, width = images.shape[-2:]
-                grids = {name: grid_of(model, name, n, (height, width)) for name, n in tokens.items()}
+                found_grids = {name: grid_of(model, name, n, (height, width)) for name, n in tokens.items()}
+                grids = {name: replace(grid, corners=corners) for name, grid in found_grids.items()}
                 alike = {grid: [name for name in names if grids[name] == grid] for grid in grids.values()}
                 found = [
                     stack.enter_context(attention_maps(model, partial(distances, grid=grid), own))

@@ -142,13 +142,26 @@ def network_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 class Grid:
     """The patches an attention sees: ``shape`` (rows, columns), ``step`` between them in px, ``prefix`` tokens first.
 
-    ``windowed``: the shape is that of a window, and what lies outside it cannot be looked at.
+    ``windowed``: the shape is that of a window, and what lies outside it cannot be looked at. ``corners``: whether the
+    four patches in the corners count, as what looks and as what is looked at.
     """
 
     shape: tuple[int, int]
     step: tuple[float, float]
     prefix: int
     windowed: bool = False
+    corners: bool = True
+
+    def kept(self) -> list[int]:
+        """The numbers of the patches that count, row by row from the upper left, from 0.
+
+        Raises ``ValueError`` where corners are left out of windows, which have no place of their own, or of a grid
+        that is too small.
+        """
+        if self.windowed and not self.corners:
+            raise ValueError("windows lie all over the image, and their corners with them: corners cannot be left out")
+        out = () if self.corners else corner_patches(self.shape)
+        return [patch for patch in range(math.prod(self.shape)) if patch not in out]
 
     def distances(self) -> Tensor:
         """Distance between any two patches in pixels, (h · w, h · w), row by row from the upper left."""
@@ -157,8 +170,9 @@ class Grid:
         return torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
 
     def uniform(self) -> float:
-        """The distance of an attention that looks everywhere alike, in pixels."""
-        return float(self.distances().double().mean())
+        """The distance of an attention that looks everywhere alike, in pixels, over the patches that count."""
+        kept = self.kept()
+        return float(self.distances().double()[kept][:, kept].mean())
 
     def nearest(self) -> float:
         """The distance, in pixels, of an attention to the 3 × 3 patches around each patch alike.
@@ -169,6 +183,19 @@ class Grid:
         near = (places[:, None] - places).abs().amax(-1) <= 1  # (h · w, h · w)
         far = self.distances().double()
         return float(((far * near).sum(1) / near.sum(1)).mean())
+
+
+def corner_patches(shape: tuple[int, int]) -> tuple[int, ...]:
+    """The numbers of the four corner patches of a grid (rows, columns), row by row from the upper left, from 0.
+
+    Raises ``ValueError`` for a grid with fewer than three rows or columns, of which they are too large a part.
+    """
+    rows, columns = shape
+    if min(shape) < 3:
+        raise ValueError(
+            f"a grid of {rows} × {columns} patches is too small to leave its corners out; give three each way"
+        )
+    return 0, columns - 1, (rows - 1) * columns, rows * columns - 1
 
 
 def grid_of(model: nn.Module, name: str, tokens: int, size: tuple[int, int]) -> Grid:

@@ -3,7 +3,8 @@
 Raghu et al. (2021, Figure 5) take subsets of heads of the first block, from the most local to the most global, and
 find that CKA with a ResNet's low layers falls as the subset's mean attention distance grows. How large the subsets are,
 and whether a head is read before or after the projection that mixes heads, they do not say. Here all subsets are
-taken, before the projection.
+taken, before the projection, and those of one size that follow one another in the order of distances (``windows``) are
+compared: CKA grows with the number of heads, whatever these do.
 """
 
 import re
@@ -22,7 +23,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from helpers.measures.attention import distances
-from helpers.measures.attention_maps import WINDOWED, attention_maps, attentions, grid_of
+from helpers.measures.attention_maps import WINDOWED, Grid, attention_maps, attentions, grid_of
 from helpers.measures.cka import LEAST, MinibatchCKA, Sums
 from helpers.measures.hsic import gram_linear, gram_row, row_of_gram
 from helpers.networks.inputs import normalise, pixels
@@ -41,7 +42,9 @@ def head_outputs(model: nn.Module, name: str) -> Tap:
 
 
 @torch.inference_mode()
-def head_subsets(vit: nn.Module, resnet: nn.Module, batches: Iterable, *, groups: int = GROUPS) -> pd.DataFrame:
+def head_subsets(
+    vit: nn.Module, resnet: nn.Module, batches: Iterable, *, groups: int = GROUPS, corners: bool = True
+) -> pd.DataFrame:
     """Subsets of the heads of a ViT's first attention, by distance, and their CKA with a ResNet (Raghu, Figure 5).
 
     A head's output is A · v at the patch tokens, before the projection; those of a subset are laid side by side. The
@@ -55,6 +58,7 @@ def head_subsets(vit: nn.Module, resnet: nn.Module, batches: Iterable, *, groups
         batches: batches of images (n, 3, H, W), or tuples that begin with them; batch b is in jackknife group b mod
             ``groups``. Those below 4 images, of which there is no CKA, are left out.
         groups: number of jackknife groups, at least 2.
+        corners: whether the ViT's four patches in the corners count, in distances and in the heads' outputs.
 
     Returns:
         a table of ``subset`` (such as "0 2"), its number of ``heads``, ``distance`` (px, mean of its heads'), ``cka``,
@@ -67,7 +71,7 @@ def head_subsets(vit: nn.Module, resnet: nn.Module, batches: Iterable, *, groups
     if groups < 2:
         raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
     name = _attention_with_subsets(vit)
-    sums, distances_of_heads = _read_heads(vit, resnet, batches, name, groups)
+    sums, distances_of_heads = _read_heads(vit, resnet, batches, name, groups, corners)
     member = _subsets(_heads(vit, name))
     sums = sums_of_subsets(sums, member.astype(float))
 
@@ -118,7 +122,7 @@ def _subsets(heads: int) -> np.ndarray:
 
 
 def _read_heads(
-    vit: nn.Module, resnet: nn.Module, batches: Iterable, name: str, groups: int
+    vit: nn.Module, resnet: nn.Module, batches: Iterable, name: str, groups: int, corners: bool
 ) -> tuple[Sums, list[list[tuple[int, Tensor]]]]:
     """HSICs of the heads of attention ``name`` and of a ResNet's first stage; distances of the heads, by group.
 
@@ -131,12 +135,16 @@ def _read_heads(
     entrance = _first_stage(resnet)
     metric = MinibatchCKA(heads + len(blocks), groups=groups).to(next(vit.parameters()).device)
 
-    def rows(x: Tensor) -> Tensor:  # (n, prefix + T, heads · d) → (heads, n²)
-        parts = x[:, prefix:].unflatten(-1, (heads, -1)).unbind(2)
+    def grid(tokens: int, size: tuple[int, int]) -> Grid:
+        return replace(grid_of(vit, name, tokens, size), corners=corners)
+
+    def rows(x: Tensor, size: tuple[int, int]) -> Tensor:  # (n, prefix + T, heads · d) → (heads, n²)
+        kept = grid(x.shape[1], size).kept()
+        parts = x[:, prefix:][:, kept].unflatten(-1, (heads, -1)).unbind(2)
         return torch.stack([row_of_gram(gram_linear(part - part.mean(0))) for part in parts])
 
     def distance(attention: Tensor, size: tuple[int, int]) -> Tensor:
-        return distances(attention, grid_of(vit, name, attention.shape[-1], size))[:, 0]
+        return distances(attention, grid(attention.shape[-1], size))[:, 0]
 
     found: list[list[tuple[int, Tensor]]] = [[] for _ in range(groups)]
     short = 0
@@ -149,7 +157,7 @@ def _read_heads(
             height, width = images.shape[-2:]
             with (
                 attention_maps(vit, partial(distance, size=(height, width)), [name]) as looked,
-                capture(vit, [head_outputs(vit, name)], rows) as out,
+                capture(vit, [head_outputs(vit, name)], partial(rows, size=(height, width))) as out,
                 capture(entrance, blocks, gram_row) as low,
             ):
                 vit(normalise(vit, images))
@@ -177,9 +185,22 @@ def sums_of_subsets(sums: Sums, member: np.ndarray) -> Sums:
     return replace(sums, cross=member @ between, self_x=within, self_y=sums.self_y[:, heads:])
 
 
-def order_of_subsets(table: pd.DataFrame) -> float:
-    """Claim R11: Spearman's correlation, over subsets, of distance and CKA."""
-    return float(spearmanr(table["distance"], table["cka"]).statistic)
+def windows(table: pd.DataFrame) -> pd.DataFrame:
+    """The subsets that are windows: of the heads, sorted by distance, half (rounded down) that follow one another.
+
+    ``table``: of ``head_subsets``, no group left out. Returns its rows of the windows, the most local one first.
+    """
+    single = table[table["heads"] == 1].sort_values("distance", kind="stable")
+    order = single["subset"].astype(int).tolist()
+    width = len(order) // 2
+    names = [" ".join(map(str, sorted(order[i : i + width]))) for i in range(len(order) - width + 1)]
+    return table.set_index("subset").loc[names].reset_index()
+
+
+def order_of_windows(table: pd.DataFrame) -> float:
+    """Claim R11: Spearman's correlation, over windows of heads, of distance and CKA."""
+    chosen = windows(table)
+    return float(spearmanr(chosen["distance"], chosen["cka"]).statistic)
 
 
 def _first_stage(resnet: nn.Module) -> nn.Sequential:

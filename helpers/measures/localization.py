@@ -17,17 +17,17 @@ from helpers.uncertainty import delete_one
 
 __all__ = [
     "PixelTokens", "TokenPatches", "border_confusion", "chance", "displacement", "distances", "hit_rate", "hits",
-    "matched_confusion", "own_patches", "own_similarity", "rim", "table", "token_patches",
+    "matched_confusion", "own_patches", "own_similarity", "relative_confusion", "rim", "table", "token_patches",
 ]  # fmt: skip
 
 
 def table(found: Mapping[str, TokenPatches], depths: Sequence[float], **labels: Any) -> pd.DataFrame:
     """The numbers of several places, once with all images (``left_out`` −1) and without each group, for ``jackknife``.
 
-    Columns: ``labels``, place, depth, left_out, chance, hit_rate, displacement, border_confusion, matched_confusion;
-    and shuffled, the hit rate of the control (NaN without one).
+    Columns: ``labels``, place, depth, left_out, chance, hit_rate, displacement, border_confusion, matched_confusion,
+    relative_confusion; and shuffled, the hit rate of the control (NaN without one).
     """
-    measures = (hit_rate, displacement, border_confusion, matched_confusion)
+    measures = (hit_rate, displacement, border_confusion, matched_confusion, relative_confusion)
 
     def measure(at: TokenPatches, left_out: int | None) -> dict[str, float]:
         matrix = at.sums.cka(without=left_out)
@@ -86,6 +86,15 @@ def border_confusion(matrix: np.ndarray, grid: tuple[int, int]) -> float:
     others = edge[None] & ~np.eye(len(edge), dtype=bool)
     mine = np.where(others, matrix, np.nan)[edge]
     return float(np.nanmean(np.nanmean(mine, 1) - matrix[edge][:, inside].mean(1)))
+
+
+def relative_confusion(matrix: np.ndarray, grid: tuple[int, int]) -> float:
+    """Claim R19: ``border_confusion`` over the mean CKA of the rim's positions with their own patch.
+
+    Similarity to pixels fades with depth, all of it. This asks how bright the rest of the rim is in the map of one of
+    its positions, measured by what that position keeps of its own patch; of pixels it is ``border_confusion`` itself.
+    """
+    return border_confusion(matrix, grid) / float(np.nanmean(np.diag(matrix)[rim(grid)]))
 
 
 def matched_confusion(matrix: np.ndarray, grid: tuple[int, int]) -> float:

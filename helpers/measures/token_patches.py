@@ -24,6 +24,7 @@ from tqdm import tqdm
 from helpers.images.sources import ImageSet
 from helpers.measures.cka import LEAST, Sums
 from helpers.measures.hsic import gram_row, inner_products
+from helpers.measures.massive_tokens import clipped
 from helpers.measures.streams import hashes, in_batches, warn_of_repeated
 from helpers.networks.geometry import Centres
 from helpers.networks.inputs import normalise, pixels
@@ -69,6 +70,7 @@ def token_patches(
     batch: int = 256,
     shuffle: int | None = None,
     preprocess: Callable[[Tensor], Tensor] | None = None,
+    clip: bool = False,
     progress: bool = False,
 ) -> dict[str, TokenPatches]:
     """Token-to-patch CKA of several places of a network, in one pass. Prefix tokens are left out.
@@ -82,6 +84,7 @@ def token_patches(
         batch: images that are read at a time; a last batch below 4 images is left out.
         shuffle: a seed for the control, in which images are shuffled on the side of the patches; None for no control.
         preprocess: a function of a batch of images, in place of ``images.normalise``.
+        clip: scale massive tokens down to the median norm first (``massive_tokens.clipped``).
         progress: show a bar.
 
     Returns:
@@ -113,7 +116,7 @@ def token_patches(
             x = normalise(model, part) if preprocess is None else preprocess(part)
             height, width = x.shape[-2:]
             order = None if shuffle is None else _permutation(len(part), shuffle, index)
-            compare = _comparison(model, part, (height, width), own, order)
+            compare = _comparison(model, part, (height, width), own, order, clip)
             with capture(model, places, compare, with_tap=True) as out:
                 model(x)
             counts[:, index % GROUPS] += 1, len(part)
@@ -129,7 +132,12 @@ def token_patches(
 
 
 def _comparison(
-    model: nn.Module, images: Tensor, seen: tuple[int, int], own: Callable[..., Tensor], order: Tensor | None
+    model: nn.Module,
+    images: Tensor,
+    seen: tuple[int, int],
+    own: Callable[..., Tensor],
+    order: Tensor | None,
+    clip: bool,
 ) -> Callable[[Tensor, Tap], tuple[tuple[int, int], dict[str, Tensor]]]:
     """The function of an activation that gives its grid, and HSICs of its positions with the patches of ``images``.
 
@@ -141,7 +149,7 @@ def _comparison(
 
     def compare(x: Tensor, tap: Tap) -> tuple[tuple[int, int], dict[str, Tensor]]:
         at = positions(model, x, size=seen, tap=tap)
-        tokens = token_rows(at.tokens)
+        tokens = token_rows(clipped(at.tokens) if clip else at.tokens)
         if at.grid not in rows:
             rows[at.grid] = patch_rows(images, own(at.grid, size)).to(tokens)
         return at.grid, _hsics(tokens, rows[at.grid], order)

@@ -3,6 +3,7 @@
 ``helpers.recording.record`` makes them with the others (``make record``).
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from helpers import files, results
 from helpers.images.sources import ImageSet, batches
+from helpers.measures.massive_tokens import cut
 from helpers.measures.probes import features
 from helpers.measures.receptive_field import effective_receptive_fields
 from helpers.measures.skip_ratios import MEASURES, skip_ratios
@@ -24,6 +26,7 @@ from helpers.uncertainty import GROUPS
 
 FIELD_IMAGES = 32  # as in the paper
 FIELD_CHANNELS = 8  # drawn at random for each image, place and map
+MANY_FIELDS = 256  # images where a claim needs a short interval, with one channel each
 FIELD_SIZE = 56  # side of a stored map
 SKIP_IMAGES = 1024
 EVERY = 4  # of a very deep network only every fourth block is read
@@ -73,8 +76,43 @@ def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Pa
     results.write("receptive_fields", pd.concat(tables, ignore_index=True), what=what, units=units, **about, **notes)
 
 
+def many_fields(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """Radii of the residual stream of the first two networks over more images, for claims about their differences.
+
+    Of a transformer once more where no gradient passes through the patches in the corners ("without corners"), in which
+    massive tokens stand (``measures.massive_tokens``).
+    """
+    images = images.first(MANY_FIELDS)
+    pictures = torch.stack([images[i][0] for i in range(len(images))])
+    tables: list[pd.DataFrame] = []
+    for name, network in tqdm(list(networks.items())[:2], desc="many receptive fields", unit="model"):
+        patch, taps = _patch(network), taps_for(network, STREAM)
+        look = partial(effective_receptive_fields, network, pictures, taps, channels=1, length=LENGTH.get(name))
+        found = {"all": look()}
+        if patch and isinstance(getattr(network, "blocks", None), nn.Sequential):
+            rows, columns = (side // patch for side in pictures.shape[-2:])
+            with cut(network, (0, columns - 1, (rows - 1) * columns, rows * columns - 1)):
+                found["without corners"] = look()
+        tables += [at.table(patch or 16).assign(model=name, tokens=tokens) for tokens, at in found.items()]
+    units = {"depth": "share of the complete network's places", "share": "1"}
+    units |= dict.fromkeys(("radius", "row", "column"), "px")
+    about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "channels": 1, "seed": 0, "where": where}
+    what = "Effective receptive fields over many images: radius of half the mass, by group left out"
+    table = pd.concat(tables, ignore_index=True)
+    results.write("receptive_fields_many", table, what=what, units=units, **about, **notes)
+
+
 def skips(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     """Skip ratios of every residual sublayer, and of each token of a ViT (Raghu et al. 2021, Figures 7, E.1, E.2)."""
+    _skips("skip_ratios", networks, images, where, **notes)
+
+
+def skips_twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """The same for the untrained twins of the first two networks, without the numbers of each token."""
+    _skips("skip_ratios_untrained", dict(list(networks.items())[:2]), images, where, **notes)
+
+
+def _skips(title: str, networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     images = images.first(SKIP_IMAGES)
     size = max(1, len(images) // GROUPS)  # a batch for each group of the jackknife
     tables: list[pd.DataFrame] = []
@@ -83,12 +121,12 @@ def skips(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes
         loader = batches(images, size)
         found = skip_ratios(network, tqdm(loader, desc=f"skip ratios, {name}", unit="batch"))
         tables.append(found.table().assign(model=name))
-        if "CLS" in found.tokens:
+        if "CLS" in found.tokens and title == "skip_ratios":
             tokens.append(found.by_token().assign(model=name))
     about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "where": where, **notes}
     what = "Norm of the skip over that of the branch, and cosines to their sum, by sublayer and group left out"
-    units = dict.fromkeys((*MEASURES, "whole", "silent"), "1")
-    results.write("skip_ratios", pd.concat(tables, ignore_index=True), what=what, units=units, **about)
+    units = dict.fromkeys((*MEASURES, "whole", "silent", "massive"), "1")
+    results.write(title, pd.concat(tables, ignore_index=True), what=what, units=units, **about)
     if tokens:
         table = pd.concat(tokens, ignore_index=True)
         results.write("skip_tokens", table, what="The same ratio for each token", units={"ratio": "1"}, **about)

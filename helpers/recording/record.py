@@ -28,9 +28,11 @@ from torch import Tensor, nn
 from helpers import results
 from helpers.files import ROOT
 from helpers.images.sources import ImageSet, folder_images, match_classes
-from helpers.networks import zoo
+from helpers.networks import local_weights, zoo
 from helpers.networks.inputs import normalise
 from helpers.recording import attention as record_attention
+from helpers.recording import embeddings as record_embeddings
+from helpers.recording import frequency as record_frequency
 from helpers.recording import layers as record_layers
 from helpers.recording import similarity as record_similarity
 from helpers.recording import spatial as record_spatial
@@ -74,16 +76,49 @@ RECORDINGS = {
     ),
     "rollout": Recording(record_attention.rollout, record_attention.attempt_rollout, 2, "a deviation between images"),
     "attended": Recording(record_attention.attended, record_attention.attempt_attended, 1, "an image"),
+    "patch_filters": Recording(record_embeddings.patch_filters, record_embeddings.attempt_filters, 1, "an image"),
+    "patch_filters_untrained": Recording(
+        record_embeddings.patch_filters_untrained, record_embeddings.attempt_filters, 1, "an image", untrained=True
+    ),
+    "position_cosines": Recording(record_embeddings.positions, record_embeddings.attempt_positions, 1, "an image"),
+    "class_attention": Recording(record_embeddings.class_token, record_embeddings.attempt_class, 1, "an image"),
+    "patch_shuffle": Recording(
+        record_embeddings.shuffled, record_embeddings.attempt_shuffled, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
     "receptive_fields": Recording(
         record_layers.receptive_fields, record_layers.attempt_fields, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
+    "receptive_fields_many": Recording(
+        record_layers.many_fields, record_layers.attempt_fields, GROUPS, f"{GROUPS} groups for the jackknife"
     ),
     "skip_ratios": Recording(
         record_layers.skips, record_layers.attempt_skips, GROUPS, f"{GROUPS} groups for the jackknife"
     ),
+    "skip_ratios_untrained": Recording(
+        record_layers.skips_twins,
+        record_layers.attempt_skips,
+        GROUPS,
+        f"{GROUPS} groups for the jackknife",
+        untrained=True,
+    ),
     "token_patches": Recording(record_spatial.localisation, record_spatial.attempt_localisation, 8, TWO_BATCHES),
+    "token_patches_clipped": Recording(
+        record_spatial.localisation_clipped, record_spatial.attempt_localisation, 8, TWO_BATCHES
+    ),
     "token_patches_untrained": Recording(
         record_spatial.localisation_twins, record_spatial.attempt_localisation, 8, TWO_BATCHES, untrained=True
     ),
+    "spectra": Recording(
+        record_frequency.maps, record_frequency.attempt_maps, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
+    "spectra_untrained": Recording(
+        record_frequency.maps_untrained,
+        record_frequency.attempt_maps,
+        GROUPS,
+        f"{GROUPS} groups for the jackknife",
+        untrained=True,
+    ),
+    "frequency_noise": Recording(record_frequency.noise, record_frequency.attempt_noise, 2, "a deviation over images"),
     "probes": Recording(record_spatial.probes, record_spatial.attempt_probes, 2, "a mean over images"),
 }
 
@@ -107,7 +142,7 @@ def main() -> None:
         for network in next(iter(networks.values())).values():
             normalise(network, few)
         _refuse(_complaint("these make no sense for these networks:", _attempts(only, networks, few), OTHERS))
-        cards = {name: zoo.local_notes(name, given.weights) for name in given.models}
+        cards = {name: local_weights.local_notes(name, given.weights) for name in given.models}
     except (ValueError, OSError) as error:
         _stop(str(error))
     notes = {"models": cards, "recorded": date.today().isoformat(), "code": results.code_version()}

@@ -67,6 +67,29 @@ def localisation_twins(networks: dict[str, nn.Module], images: ImageSet, where: 
     _localise("token_patches_untrained", dict(list(networks.items())[:2]), images, where, **notes)
 
 
+def localisation_clipped(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """The last block of the first model, as it is and with massive tokens scaled down, beside the patches' pixels."""
+    label, network = next(iter(networks.items()))
+    places, depths = _blocks(label, network)
+    pixels = PixelTokens(PATCH)
+    asked = {
+        label: (network, places[-1:], depths[-1:], False),
+        f"{label}, clipped": (network, places[-1:], depths[-1:], True),
+        "pixels": (pixels, *_blocks("pixels", pixels), False),
+    }
+    images = images.first(IMAGES)
+    size = batch_size(len(images), BATCH)
+    tables: list[pd.DataFrame] = []
+    maps: dict[str, np.ndarray] = {}
+    for name, (model, at, depth, clip) in asked.items():
+        found = token_patches(model, images, at, batch=size, shuffle=0, clip=clip, progress=True)
+        tables.append(table(found, depth, model=name))
+        maps |= {f"{name}/{place}": one.matrix.astype(np.float16) for place, one in found.items()}
+    what = "Which patch a token of the last block resembles, with massive tokens as they are and scaled down"
+    rows = pd.concat(tables, ignore_index=True)
+    _write("token_patches_clipped", rows, maps, what, images, where, batch=size, **notes)
+
+
 def _localise(name: str, networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     images = images.first(IMAGES)
     tables: list[pd.DataFrame] = []

@@ -38,7 +38,7 @@ def test_the_scoreboard_shows_every_claim_and_every_verdict(folder, record):
     assert page == scoreboard.scoreboard_page(folder)
     for name in registry.load():
         assert page.count(f"(claim-{name.lower()})=\n") == 1 and f"{name} · " in page
-    words = ["✓ holds", "✗ fails", "– not testable here", "… planned"]
+    words = ["✓ holds for these networks", "✗ fails for these networks", "– not testable here", "… planned"]
     assert all(word in page for word in words) and "? inconclusive" not in page
     assert "{numref}`fig-within`" in page and "[](/notebooks/02_representation.ipynb)" in page
     assert "`vit_large_patch16_224.augreg_in21k`" in page and "It's \\< half" in page
@@ -58,6 +58,16 @@ def test_a_control_that_passes_is_told_of_wherever_the_verdict_stands(folder, re
     record("R2", value=-0.3, controls=twin)
     page = scoreboard.scoreboard_page(folder)
     assert "A control passes" not in page and literal("Controls: untrained twin 0.200") in page
+
+
+def test_other_trainings_are_told_of_wherever_the_verdict_stands(folder, record):
+    record_all(record)
+    seeds = {f"seed {k}": {"value": 0.3 + k / 100, "stderr": 0.01, "groups": 16} for k in (1, 2)}
+    record("R2", value=0.3, n=2560, seeds=seeds)
+    said = "Other trainings: seed 1 0.310 (0.289 to 0.331): holds; seed 2 0.320 (0.299 to 0.341): holds."
+    page, html = scoreboard.scoreboard_page(folder), scoreboard.chapter_verdicts(CHAPTER)._repr_html_()
+    assert literal(said) in page and "n = 3 trainings, 2,560 images" in page and said in html
+    assert "✓ holds</span>" in page and "✓ holds</span>" in html and "over 3 trainings" in html
 
 
 def test_the_scoreboard_says_what_a_build_has_not_measured(folder):

@@ -1,6 +1,7 @@
 """Where heads look: distances, spreads and corners whose values are known, and those of networks."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -57,6 +58,42 @@ def test_mass_on_prefix_tokens_lowers_the_distance_only_without_renormalisation(
     distance, plain, mass = distances(attention, grid)[0].tolist()
     assert math.isclose(distance, grid.uniform(), rel_tol=1e-5)
     assert math.isclose(plain, grid.uniform() / 2, rel_tol=1e-5) and math.isclose(mass, 0.5, rel_tol=1e-5)
+
+
+def test_corners_that_do_not_count_are_neither_queries_nor_keys():
+    shape, prefix = (4, 5), 1
+    draw = torch.Generator().manual_seed(0)
+    attention = torch.rand(2, 3, 21, 21, generator=draw).softmax(-1)
+    grid = Grid(shape, (16, 8), prefix, corners=False)
+    kept = [i for i in range(20) if i not in (0, 4, 15, 19)]
+    assert grid.kept() == kept
+    places = [(16 * (i // 5), 8 * (i % 5)) for i in kept]
+    far = torch.tensor([[math.dist(a, b) for b in places] for a in places])
+    tokens = [1 + i for i in kept]
+    rows = attention[..., tokens, :][..., tokens]
+    wanted = ((rows * far).sum(-1) / rows.sum(-1)).mean((0, 2))
+    found = distances(attention, grid)
+    assert torch.allclose(found[:, 0].float(), wanted, rtol=1e-5)
+    assert torch.allclose(found[:, 1].float(), (rows * far).sum(-1).mean((0, 2)), rtol=1e-5)
+    assert torch.allclose(found[:, 2].float(), attention[..., tokens, 0].mean((0, 2)), rtol=1e-5)
+    assert grid.uniform() == pytest.approx(float(far.mean()))
+
+
+def test_a_sink_in_the_corners_makes_a_head_global_until_it_is_left_out():
+    grid = Grid((6, 6), (8, 8), 0)
+    sinks = torch.zeros(36)
+    sinks[[0, 5, 30, 35]] = 0.25
+    attention = 0.9 * sinks + 0.1 * torch.eye(36)  # all look at the corners, and a little at themselves
+    assert float(distances(attention[None, None], grid)[0, 0]) > grid.uniform()
+    assert float(distances(attention[None, None], replace(grid, corners=False))[0, 0]) == 0
+
+
+def test_corners_cannot_be_left_out_where_there_are_none():
+    with pytest.raises(ValueError, match="2 × 5 patches is too small"):
+        Grid((2, 5), (8, 8), 0, corners=False).kept()
+    model = made("swin_tiny_patch4_window7_224")
+    with pytest.raises(ValueError, match="windows lie all over the image"):
+        attention_distance(model, batched(model, 2), groups=2, corners=False)
 
 
 def test_a_query_that_looks_at_prefix_tokens_alone_has_no_distance():

@@ -3,13 +3,14 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
 
 from helpers.measures.attention import attention_distance, attention_maps
 from helpers.measures.cka import MinibatchCKA, gram_row, row_of_gram
-from helpers.measures.head_subsets import head_outputs, head_subsets, order_of_subsets
+from helpers.measures.head_subsets import head_outputs, head_subsets, order_of_windows, windows
 from helpers.networks.taps import capture, taps_for
 
 CONFIG = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "input_size": (3, 32, 32)}
@@ -74,8 +75,42 @@ def test_subsets_agree_with_features_laid_side_by_side():
     distance = attention_distance(vit, batches(), groups=2).query("block == 0 and left_out == -1")["distance"]
     wanted = [distance.to_numpy()[list(c)].mean() for c in chosen]
     assert np.allclose(whole["distance"], wanted, rtol=1e-4)
-    assert -1 <= order_of_subsets(whole) <= 1
+    assert -1 <= order_of_windows(whole) <= 1
     assert len(vit.blocks) == 2  # only the first was run, and both are back
+
+
+def test_windows_follow_one_another_in_the_order_of_distances():
+    distance, cka = {0: 30.0, 1: 10.0, 2: 40.0, 3: 20.0, 4: 50.0}, {(1, 3): 0.5, (0, 3): 0.7, (0, 2): 0.4, (2, 4): 0.1}
+    chosen = [c for k in range(1, 5) for c in combinations(range(5), k)]
+    rows = [(" ".join(map(str, c)), len(c), np.mean([distance[h] for h in c]), cka.get(c, 0.9)) for c in chosen]
+    table = pd.DataFrame(rows, columns=["subset", "heads", "distance", "cka"]).sample(frac=1, random_state=0)
+    found = windows(table)
+    assert list(found["subset"]) == ["1 3", "0 3", "0 2", "2 4"]  # two of five; ranks of CKA: 3 4 2 1
+    assert order_of_windows(table) == pytest.approx(1 - 6 * (4 + 4 + 1 + 9) / (4 * 15))
+    three = table[table["subset"].isin(["0", "1", "2", "0 1", "0 2", "1 2"])]
+    assert list(windows(three)["subset"]) == ["1", "0", "2"]  # half of three heads, rounded down, is one
+
+
+def test_corners_left_out_are_in_neither_distances_nor_outputs():
+    vit, resnet = pair()
+    kept = [i for i in range(16) if i not in (0, 3, 12, 15)]
+    table = head_subsets(vit, resnet, batches(), groups=2, corners=False).query("left_out == -1 and heads == 1")
+    found = attention_distance(vit, batches(), groups=2, corners=False).query("block == 0 and left_out == -1")
+    assert np.allclose(table["distance"], found["distance"], rtol=1e-4)
+    low, metric = taps_for(resnet, ["block"])[:2], MinibatchCKA(3, 2, 2)
+    for index, images in enumerate(batches()):
+        with (
+            torch.inference_mode(),
+            capture(vit, [head_outputs(vit, "blocks.0.attn")]) as out,
+            capture(resnet, low, gram_row) as rows,
+        ):
+            vit(images)
+            resnet(images)
+        x = out["blocks.0.attn.heads"][:, 1:][:, kept].unflatten(-1, (3, 16)).double()
+        metric.update(
+            torch.stack([gram_row(x[:, :, h]) for h in range(3)]), torch.stack(list(rows.values())).double(), index
+        )
+    assert np.allclose(table["cka"], metric.sums().cka(None).mean(1), atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [12, 16])

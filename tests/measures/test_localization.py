@@ -15,6 +15,7 @@ from helpers.measures.localization import (
     hits,
     matched_confusion,
     own_similarity,
+    relative_confusion,
     rim,
     token_patches,
 )
@@ -30,6 +31,7 @@ def test_pixels_are_found_in_their_own_patch():
     assert found.grid == (8, 8) and found.matrix.shape == (64, 64)
     np.testing.assert_allclose(np.diag(found.matrix), 1, atol=1e-5)
     assert found.statistic(hit_rate)[0] == 1 and found.statistic(displacement)[0] == 0
+    assert found.statistic(relative_confusion)[0] == pytest.approx(found.statistic(border_confusion)[0], abs=1e-5)
     assert found.control.statistic(hit_rate)[0] < 0.15 and abs(found.control.matrix.mean()) < 0.02
     assert found.map(2, 3).argmax() == 2 * 8 + 3
 
@@ -54,6 +56,8 @@ def test_numbers_of_maps_that_are_known():
     assert hit_rate(half, grid) == 0.5
     edges = np.where(rim(grid)[None], 0.3, 0.1) * np.ones((30, 1))
     assert border_confusion(edges, grid) == pytest.approx(0.2) == matched_confusion(edges, grid)
+    assert relative_confusion(edges, grid) == pytest.approx(0.2 / 0.3)
+    assert relative_confusion(edges / 9, grid) == pytest.approx(0.2 / 0.3)  # no matter how little is kept
     fading = np.exp(-distances(grid))  # depends on distance alone, and the rim is farther away on average
     assert border_confusion(fading, grid) < 0 and matched_confusion(fading, grid) == pytest.approx(0)
     with pytest.raises(ValueError, match="no interior"):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from helpers.measures.skip_ratios import (
+    ORDINARY,
     _measure,
     class_token_excess,
     halves,
@@ -89,16 +90,16 @@ def test_scaled_branches_divide_the_ratio_and_only_whole_images_follow_one_large
 
 
 ARCHITECTURES = {  # arguments, size, branches of a block, kinds of tokens
-    "vit_tiny_patch16_224": ({"img_size": 32, "depth": 2}, 32, 2, 3),
-    "deit_tiny_distilled_patch16_224": ({"img_size": 32, "depth": 2}, 32, 2, 3),
-    "vit_small_patch14_reg4_dinov2": ({"img_size": 28, "depth": 2, "init_values": 0.3}, 28, 2, 3),
-    "vit_medium_patch16_reg4_gap_256": ({"img_size": 32, "depth": 2, "init_values": 0.3}, 32, 2, 2),
-    "vit_medium_patch16_rope_reg1_gap_256": ({"img_size": 32, "depth": 2, "init_values": 0.3}, 32, 2, 2),
-    "vit_relpos_small_patch16_224": ({"img_size": 32, "depth": 2}, 32, 2, 2),
-    "beit_base_patch16_224": ({"img_size": 32, "depth": 2, "init_values": 0.3}, 32, 2, 3),
+    "vit_tiny_patch16_224": ({"img_size": 32, "depth": 2}, 32, 2, 5),
+    "deit_tiny_distilled_patch16_224": ({"img_size": 32, "depth": 2}, 32, 2, 5),
+    "vit_small_patch14_reg4_dinov2": ({"img_size": 28, "depth": 2, "init_values": 0.3}, 28, 2, 5),
+    "vit_medium_patch16_reg4_gap_256": ({"img_size": 32, "depth": 2, "init_values": 0.3}, 32, 2, 4),
+    "vit_medium_patch16_rope_reg1_gap_256": ({"img_size": 32, "depth": 2, "init_values": 0.3}, 32, 2, 4),
+    "vit_relpos_small_patch16_224": ({"img_size": 32, "depth": 2}, 32, 2, 4),
+    "beit_base_patch16_224": ({"img_size": 32, "depth": 2, "init_values": 0.3}, 32, 2, 5),
     "swin_tiny_patch4_window7_224": ({"img_size": 64, "depths": (1, 1, 2, 1)}, 64, 2, 2),
     "pit_ti_224": ({"img_size": 64}, 64, 2, 3),
-    "mixer_s32_224": ({"img_size": 64}, 64, 2, 2),
+    "mixer_s32_224": ({"img_size": 64}, 64, 2, 4),
     "resnet18": ({}, 64, 1, 2),
     "seresnet50": ({}, 64, 1, 2),
     "resnetv2_18": ({}, 64, 1, 2),
@@ -160,12 +161,44 @@ def test_tokens_to_which_a_branch_gives_nothing_are_left_out_and_counted():
     z, f = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
     f[0, 1] = 0
     z[1, 2] = 0
-    each, whole = _measure(z, f, -1, {"all": slice(None)})
-    assert each[-1].tolist() == [5, 4, 5]
+    measured = _measure(z, f, -1)
+    each = measured.sum(1)
+    assert each[4].tolist() == [5, 4, 5] and each[5].tolist() == [5, 5, 5]
     ratio, *cosines = (part.nan_to_num(posinf=0.0) for part in by_hand(z, f))
     assert torch.allclose(each[0], ratio.sum(0)) and each[0].isfinite().all()
     assert torch.allclose(each[1, [0, 2]], cosines[0].sum(0)[[0, 2]])
-    assert whole.item() == pytest.approx((z.flatten(1).norm(dim=1) / f.flatten(1).norm(dim=1)).sum().item())
+    for row, x in zip(measured[6:], (z, f, z + f), strict=True):
+        assert torch.allclose(row, x.double().square().sum(-1), rtol=1e-5)
+
+
+def test_massive_tokens_are_left_out_of_ordinary_ones_at_all_places():
+    """One token of two images is made massive by the last branch alone; by hand without it, everywhere."""
+    model, images = vit(depth=2, patch_size=8), pictures(6)
+    plain = skip_ratios(model, [images], groups=1).table().set_index(["sublayer", "tokens"])
+    assert (plain["massive"] == 0).all()
+    for kind, ordinary in ORDINARY.items():
+        a, b = (plain.xs(name, level="tokens").drop(columns=["block", "branch"]) for name in (kind, ordinary))
+        np.testing.assert_allclose(a.to_numpy(), b.to_numpy())
+
+    def enlarge(module, args, output):
+        output = output.clone()
+        output[[1, 4], 1 + 3] *= 1e4
+        return output
+
+    hook = model.blocks[1].mlp.register_forward_hook(enlarge)
+    kept = torch.ones(6, 16, dtype=torch.bool)
+    kept[[1, 4], 3] = False
+    first = sublayers(model)[0]
+    with torch.inference_mode(), capture(model, [first.skip, first.long]) as out:
+        table = skip_ratios(model, [images], groups=1).table().set_index(["sublayer", "tokens"])
+        model(images)
+    hook.remove()
+    ratio = by_hand(out[first.skip.name], out[first.long.name])[0][:, 1:]
+    row = table.loc[first.name, "ordinary patches"]
+    assert row["ratio"] == pytest.approx(ratio[kept].mean().item(), rel=1e-5) != pytest.approx(ratio.mean().item())
+    assert row["massive"] == pytest.approx(2 / 96) and table.loc[first.name, "patches"]["massive"] == 0
+    norms = [(out[tap.name][:, 1:].square().sum(-1) * kept).sum(1).sqrt() for tap in (first.skip, first.long)]
+    assert row["whole"] == pytest.approx((norms[0] / norms[1]).mean().item(), rel=1e-5)
 
 
 def test_modes_are_restored():
@@ -182,7 +215,9 @@ def toy(cls: list[float], patches: list[float], mlp: float = 0.0) -> pd.DataFram
         for block, (c, p) in enumerate(zip(cls, patches, strict=True)):
             for branch in ("attention", "MLP"):
                 shift = mlp if branch == "MLP" else -mlp
-                for tokens, ratio in (("CLS", c + shift), ("patches", p + shift), ("all", (c + p) / 2)):
+                kinds = {"CLS": c + shift, "patches": p + shift, "ordinary patches": 1.0}
+                kinds |= {"all": (c + p) / 2, "ordinary": c}
+                for tokens, ratio in kinds.items():
                     rows.append((f"{block}.{branch}", block, branch, tokens, left_out, ratio))
     return pd.DataFrame(rows, columns=["sublayer", "block", "branch", "tokens", "left_out", "ratio"])
 
@@ -193,8 +228,10 @@ def test_the_statistics_of_the_claims():
     assert class_token_excess(part).tolist() == [4, 4, -2, -5]
     assert halves(part).tolist() == [4, -3.5, 1]
     assert halves(toy([5, 1, 5, 1], [3] * 4).query("left_out == -1")).tolist() == [0, 0, 3]
+    assert class_token_excess(part, "ordinary patches").tolist() == [4, 5, 1, 0]
+    assert halves(part, "ordinary patches")[:2].tolist() == [4.5, 0.5]
     assert late_mlp(part) == pytest.approx(1)
-    assert median_ratio(part) == pytest.approx(3.25)
+    assert median_ratio(part) == pytest.approx(3.25) and median_ratio(part, "ordinary") == pytest.approx(3.5)
     value, stderr = jackknife(halves, table)
     assert value.tolist() == [4, -3.5, 1] and not stderr.any()
 

@@ -43,6 +43,31 @@ def test_it_is_cka_of_a_token_and_a_patch():
     assert halves.sums.batches.sum() == 2 and halves.sums.images.sum() == 64
 
 
+class Enlarged(PixelTokens):
+    """Tokens that are pixels, of which one is massive in every other image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.cut(images).mT.clone()
+        x[::2, 9] *= 1000
+        return self.tokens(x)
+
+
+def test_clipped_tokens_are_the_tokens_where_none_is_massive_and_those_of_a_norm_where_one_is():
+    whole, enlarged = PixelTokens(8), Enlarged(8)
+    plain, changed, clipped = (
+        token_patches(model, IMAGES, taps_named(model, ["tokens"]), batch=64, clip=clip)["tokens"].matrix
+        for model, clip in ((whole, False), (enlarged, False), (enlarged, True))
+    )
+    others = np.arange(64) != 9
+    np.testing.assert_allclose(changed[others], plain[others], atol=1e-6)
+    np.testing.assert_allclose(clipped[others], plain[others], atol=1e-6)
+    assert changed[9, 9] < 0.1 and clipped[9, 9] > changed[9, 9] + 0.1
+    x = PixelTokens(8)(IMAGES.float() / 255)
+    by_hand = x[:, 9].clone()
+    by_hand[::2] *= Enlarged(8)(IMAGES.float() / 255).norm(dim=-1).median() / by_hand[::2].norm(dim=-1, keepdim=True)
+    assert clipped[9, 9] == pytest.approx(cka(by_hand.double(), x[:, 9].double()), abs=1e-4)
+
+
 def test_the_mode_of_the_network_does_not_matter_and_is_put_back():
     model, images = network("resnet10t")
     places = taps_for(model, ["block"])[-1:]

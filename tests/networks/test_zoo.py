@@ -17,6 +17,7 @@ from helpers.images.scenes import Corpus, render, split
 from helpers.networks import catalogue, zoo
 from helpers.networks.accuracy import CUES, TEST_SCENES
 from helpers.networks.inputs import normalise
+from helpers.networks.local_weights import local_card, local_notes
 from helpers.networks.surgery import SkiplessBlock
 
 STORED = [*zoo.names(), zoo.BASELINE.name]
@@ -419,7 +420,7 @@ def test_a_model_comes_from_a_folder_of_weights(folder, monkeypatch):
     assert torch.allclose(normalise(model, images), expected, atol=1e-6)
     monkeypatch.setenv(zoo.WEIGHTS_VARIABLE, str(path))
     assert torch.equal(zoo.load("mine").pos_embed, model.pos_embed)
-    assert zoo.local_card("mine")["source"] == "a friend" and zoo.local_card("yours") == {}
+    assert local_card("mine")["source"] == "a friend" and local_card("yours") == {}
 
 
 def test_a_truncated_older_resnet_is_built_as_its_card_says(folder):
@@ -454,9 +455,9 @@ def test_older_resnets_of_any_length_halve_in_the_first_convolution(folder, kept
 def test_the_notes_of_a_folders_model_pin_its_weights(folder):
     path, *_ = folder
     pinned = files.sha256(path / "weights" / "a.safetensors")
-    notes = {key: value for key, value in zoo.local_card("mine", path).items() if key != "file"}
-    assert zoo.local_notes("mine", path) == {**notes, "sha256": pinned}
-    assert zoo.local_notes("yours", path) == zoo.local_notes("mine") == {}
+    notes = {key: value for key, value in local_card("mine", path).items() if key != "file"}
+    assert local_notes("mine", path) == {**notes, "sha256": pinned}
+    assert local_notes("yours", path) == local_notes("mine") == {}
 
 
 def test_the_untrained_twin_of_a_folders_model(folder):

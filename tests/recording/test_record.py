@@ -16,6 +16,7 @@ from helpers import results
 from helpers.measures import structure
 from helpers.networks import zoo
 from helpers.recorded import recorded_arrays, recorded_cka, recorded_fields
+from helpers.recording import frequency as record_frequency
 from helpers.recording import layers as record_layers
 from helpers.recording import record
 from helpers.recording import spatial as record_spatial
@@ -32,9 +33,10 @@ def run(monkeypatch, folder, *more, models=("test_vit", "test_resnet")):
     "Recording", "a reader's own networks and 66 photographs", "every recording is made, into a folder of the reader's"
 )
 def test_make_record_works_on_anyones_models_and_photographs(reader, tmp_path, monkeypatch):
-    for name, value in {"FIELD_CHANNELS": 1, "MANY_BLOCKS": 3}.items():
+    for name, value in {"FIELD_CHANNELS": 1, "MANY_BLOCKS": 3, "MANY_FIELDS": 16}.items():
         monkeypatch.setattr(record_layers, name, value)
     monkeypatch.setattr(record_spatial, "DRAWS", 2)
+    monkeypatch.setattr(record_frequency, "NOISE_IMAGES", 4)
     versions = iter([{"commit": "of the start", "dirty": False}])  # the first file that is written changes the folder
     monkeypatch.setattr(results, "code_version", lambda: next(versions))
     before, out = files(results.RECORDED), tmp_path / "measured"
@@ -74,9 +76,19 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, tmp_path, m
     maps, table = recorded_arrays("token_patches", out), results.read("token_patches", out)[0]
     assert {f"{row.model}/{row.place}" for row in table.itertuples()} == set(maps)
     assert maps["test_vit/blocks.0.resid_post"].shape == (100, 100) and set(table["left_out"]) == set(range(-1, 16))
+    skip_twins, many = (results.read(name, out)[0] for name in ("skip_ratios_untrained", "receptive_fields_many"))
+    assert set(skip_twins["model"]) == {"test_vit", "test_resnet"} and set(skip_twins["left_out"]) == set(range(-1, 16))
+    radius = many.groupby(["model", "tokens"])["radius"].max()
+    assert set(radius.index) == {("test_vit", "all"), ("test_vit", "without corners"), ("test_resnet", "all")}
+    clipped, _ = results.read("token_patches_clipped", out)
+    assert list(dict.fromkeys(clipped["model"])) == ["test_vit", "test_vit, clipped", "pixels"]
     twins, _ = results.read("token_patches_untrained", out)
     assert set(twins["model"]) == {"test_vit", "test_resnet"}
     assert (table.loc[table["model"] == "pixels", "hit_rate"] == 1).all()
+    spectra, _ = results.read("spectra", out)
+    assert set(spectra["model"]) == {"test_vit", "test_resnet"} and set(spectra["left_out"]) == set(range(-1, 16))
+    noisy, sidecar = results.read("frequency_noise", out)
+    assert set(noisy["network"]) == {"test_vit", "test_resnet"} and sidecar["scored_by"] == "own answers"
     probed, sidecar = results.read("probes", out)
     assert set(probed["read_out"]) == {"cls", "mean token", "tokens"} and sidecar["train"]["count"] == PHOTOGRAPHS
     assert probed["accuracy"].between(0, 1).all() and (probed["low"] <= probed["high"]).all()
