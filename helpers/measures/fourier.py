@@ -100,8 +100,15 @@ def frequencies(shape: tuple[int, ...]) -> np.ndarray:
 
 def amplitudes(maps: Tensor) -> dict[str, Tensor]:
     """Of maps (n, d, h, w): log amplitudes and powers (h, w), averaged over channels and summed over images."""
-    amplitude = torch.fft.fft2(maps).abs()
-    return {"log": (amplitude + EPSILON).log().mean(1).sum(0), "power": amplitude.square().mean(1).sum(0)}
+    amplitude = torch.fft.rfft2(maps).abs()  # half of the spectrum; that of real maps is its own mirror image
+    rows, columns = maps.shape[2:]
+    mirrored = -torch.arange(rows) % rows
+
+    def averaged(half: Tensor) -> Tensor:
+        mean = half.mean(1).sum(0)
+        return torch.cat([mean, mean[mirrored][:, 1 : (columns + 1) // 2].flip(1)], 1)
+
+    return {"log": averaged((amplitude + EPSILON).log()), "power": averaged(amplitude.square())}
 
 
 def summary(maps: Tensor) -> dict[str, float]:
