@@ -36,19 +36,22 @@ SMALL = {
     },
     "04_skip_connections": {
         "models": {"ViT": "vit-seed1", "ResNet": "resnet-seed1"},
-        "second": {"ViT": "vit", "ResNet": "resnet"},
+        "seeds": {"seed 1": {"ViT": "vit", "ResNet": "resnet"}},
         "control": "vit-short-seed1",
         "control_second": "vit-short",
         "lacking": [4],
         "images": 10,  # ten groups of one image for skip ratios
+        "fewer": 10,
         "many": 64,  # four groups for CKA
         "batch": 16,
         "seed": 1,
     },
     "05_spatial_information": {
         "models": {"ViT": "vit-seed1", "ViT, GAP": "vit-gap", "ResNet": "resnet-seed1"},
-        "second": "vit",
+        "seeds": {"seed 1": {"ViT": "vit", "ViT, GAP": "vit-gap-seed1", "ResNet": "resnet"}},
+        "mirrored": "vit-short-seed1",
         "images": 64,
+        "fewer": 64,
         "batch": 16,
         "learn": 400,
         "probed": 96,

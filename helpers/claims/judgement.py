@@ -98,7 +98,7 @@ class Verdict:
         """The independent units behind the verdict: "3 trainings, 2,560 images"."""
         trainings = f"{self.trainings} training{'s' if self.seeds else ''}"
         counted = f"{self.n:,} {self.units}" if self.n else ""
-        return ", ".join(filter(None, [trainings if self.units == "images" else "", counted]))
+        return ", ".join(filter(None, [trainings if self.units in ("images", "blocks") else "", counted]))
 
     def numbers(self) -> str:
         """What was measured and what was asked for, in one line."""

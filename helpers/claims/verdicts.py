@@ -18,7 +18,7 @@ from helpers.claims.judgement import Verdict, by_part, judge
 from helpers.claims.registry import TRACKS, Claim, load
 from helpers.uncertainty import quantile
 
-UNITS = ("images", "seeds", "networks")
+UNITS = ("images", "blocks", "seeds", "networks")
 
 
 def record(

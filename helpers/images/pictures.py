@@ -60,7 +60,7 @@ def inspect(file: Path) -> tuple[bytes, bool]:
     return hashlib.sha256(content).digest(), transparent
 
 
-def read(file: Path, size: int, digest: bytes) -> Image.Image:
+def read(file: Path, size: int, digest: bytes, crop: float = CROP_SHARE) -> Image.Image:
     """The picture in a file, made ``square``.
 
     Raises ValueError, naming the file, if it cannot be read or its SHA-256 is no longer ``digest``.
@@ -70,7 +70,7 @@ def read(file: Path, size: int, digest: bytes) -> Image.Image:
     if hashlib.sha256(content).digest() != digest:
         raise ValueError(f"{shown(file)} has changed since the set of images was made; make the set again")
     with naming(file), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-        return square(picture, size)
+        return square(picture, size, crop)
 
 
 @contextmanager
@@ -87,19 +87,20 @@ def naming(file: Path) -> Iterator[None]:
         raise ValueError(f"cannot read {shown(file)} as an image ({error}); mend it or remove it") from error
 
 
-def square(picture: Image.Image, size: int) -> Image.Image:
+def square(picture: Image.Image, size: int, crop: float = CROP_SHARE) -> Image.Image:
     """The middle of a picture, size × size, upright as its EXIF orientation says, in RGB of 8 bits.
 
     A picture that is size × size already is taken as it is; any other is resized on its shorter side to
-    size / 0.875 and cropped in the middle. Of 16 bits, grey or colour, the upper 8 are kept; what is transparent is
-    laid on white; of an animation or a file of several pages the first picture is taken; colour profiles are not
-    applied. Raises ValueError for kinds whose black and white are not known, such as floats or signed numbers.
+    size / ``crop`` (a share, 0.875 by default) and cropped in the middle. Of 16 bits, grey or colour, the upper 8 are
+    kept; what is transparent is laid on white; of an animation or a file of several pages the first picture is taken;
+    colour profiles are not applied. Raises ValueError for kinds whose black and white are not known, such as floats or
+    signed numbers.
     """
     _check_kind(picture)
     picture = _rgb(ImageOps.exif_transpose(picture))
     if picture.size == (size, size):
         return picture
-    scale = size / CROP_SHARE / min(picture.size)
+    scale = size / crop / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)
     left, top = (width - size) // 2, (height - size) // 2
     if max(picture.size) > _LONG * min(picture.size):  # resized as a whole, it could fill the memory

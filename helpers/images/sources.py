@@ -130,6 +130,7 @@ def folder_images(
     limit: int | None = None,
     seed: int = 0,
     classes: Sequence[str] | None = None,
+    crop: float = pictures.CROP_SHARE,
 ) -> ImageSet:
     """All images below a folder, in an order shuffled by ``seed``; the label is the number of the sub-folder.
 
@@ -143,20 +144,24 @@ def folder_images(
         seed: of the order.
         classes: names of the class folders, relative to ``path``, in the order of their labels; by default those
             found there, sorted. Give the ``classes`` of another set to label alike.
+        crop: share of the shorter side that is kept of a picture of another size (timm's ``crop_pct``).
 
     Returns:
         images (3, size, size) uint8; its hash covers the names, the bytes and the order of the files.
 
     Raises:
         ValueError: no such folder, no image in it, a class folder that is not among ``classes``, a file that cannot be
-            read or is refused (``pictures.inspect``), or a size or limit below 1; the message names the file and says
-            what to do. Damage inside a picture, and a file that changed since, show when it is read.
+            read or is refused (``pictures.inspect``), a size or limit below 1, or a crop that is no share; the message
+            names the file and says what to do. Damage inside a picture, and a file that changed since, show when it
+            is read.
 
     Warns of files with the same bytes, of files that may be pictures but are of no kind that is read, and of folders
     that look as if they were not those of the classes. ``describe`` counts the first two.
     """
     root = Path(path).expanduser()
     _check_size(size)
+    if not 0 < crop <= 1:
+        raise ValueError(f"crop is the share of a picture's shorter side to keep, above 0 and up to 1; got {crop}")
     if not root.is_dir():
         raise ValueError(f"no folder of images at {pictures.shown(root)}")
     files, left_out = pictures.find(root)
@@ -172,9 +177,10 @@ def folder_images(
 
     def get(position: int) -> tuple[torch.Tensor, int]:
         file, (digest, _) = files[position], seen[position]
-        return pil_to_tensor(pictures.read(file, size, digest)), label_of[file.parent]
+        return pil_to_tensor(pictures.read(file, size, digest, crop)), label_of[file.parent]
 
-    about = {"source": f"folder {root.name}", "size": size, "shuffled_with_seed": seed, "sha256": pinned.hexdigest()}
+    about = {"source": f"folder {root.name}", "size": size, "crop": crop, "shuffled_with_seed": seed}
+    about["sha256"] = pinned.hexdigest()
     digests = [digest for digest, _ in seen]
     about |= _copies(files, digests) | _left_out(root, left_out)
     if transparent := sum(can_be for _, can_be in seen):

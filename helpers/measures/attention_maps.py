@@ -1,4 +1,4 @@
-"""Reading the attention maps of timm's transformers, and the grid of patches that an attention sees.
+"""Reading the attention maps of transformers, timm's and torch's own, and the grid of patches that an attention sees.
 
 A head's attention map A (N, N) says how much each token (row) takes from each token (column); rows sum to one. timm
 computes attention in one fused operation that never forms A. ``attention_maps`` switches that off, reduces every map
@@ -9,7 +9,7 @@ error, while attention is fused.)
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,8 @@ def attention_maps(
     maps that are not square.
     """
     modules = dict(model.named_modules())
-    taps = [Tap(name, f"{name}.attn_drop", "input") for name in attentions(model, names)]
+    found = attentions(model, names)
+    taps = [Tap(name, f"{name}.attn_drop", "input") for name in found]
     fused = {module: module.fused_attn for module in modules.values() if hasattr(module, "fused_attn")}
 
     def reduce(attention: Tensor) -> Any:
@@ -72,11 +73,35 @@ def attention_maps(
     try:
         for module in fused:
             module.fused_attn = False
-        with capture(model, taps, reduce) as maps:
-            yield maps
+        with ExitStack() as stack:
+            for name in found:
+                if isinstance(modules[name], nn.MultiheadAttention):
+                    stack.enter_context(_with_map(modules[name]))
+            yield stack.enter_context(capture(model, taps, reduce))
     finally:
         for module, was in fused.items():
             module.fused_attn = was
+
+
+@contextmanager
+def _with_map(attention: nn.MultiheadAttention) -> Iterator[None]:
+    """torch's own attention made to form the map of each head, and to hand it to a module ``attn_drop`` of its own."""
+
+    def ask(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args[:4], {**kwargs, "need_weights": True, "average_attn_weights": False}
+
+    def hand_over(module: Any, args: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, None]:
+        module.attn_drop(output[1])
+        return output[0], None  # as without need_weights
+
+    attention.attn_drop = nn.Identity()
+    handles = [attention.register_forward_pre_hook(ask, with_kwargs=True), attention.register_forward_hook(hand_over)]
+    try:
+        yield
+    finally:
+        del attention.attn_drop
+        for handle in handles:
+            handle.remove()
 
 
 def attentions(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
@@ -96,7 +121,10 @@ def attentions(model: nn.Module, names: Iterable[str] | None = None) -> list[str
     for mapless, why in WITHOUT_MAPS.items():
         if without := [name for name in found if isinstance(modules[name], mapless)]:
             raise ValueError(f"{kind}: {without[0]} {why}")
-    if closed := [name for name in found if not isinstance(getattr(modules[name], "attn_drop", None), nn.Module)]:
+    own = {name for name in found if isinstance(modules[name], nn.MultiheadAttention)}  # torch's own
+    if closed := [
+        n for n in found if n not in own and not isinstance(getattr(modules[n], "attn_drop", None), nn.Module)
+    ]:
         what = f"{len(closed)} of {len(found)} attention modules ({closed[0]} is a {type(modules[closed[0]]).__name__})"
         raise ValueError(f"{kind}: {what} have no attn_drop after their softmax, where maps are read")
     wanted = found if names is None else list(names)

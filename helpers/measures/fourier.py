@@ -60,24 +60,10 @@ class Spectra:
 
     def _measures(self, left_out: int | None) -> dict[str, np.ndarray]:
         """The measured columns of ``table`` without a group of images, each (places,)."""
-        rows = []
-        for log_sums, power_sums in zip(self.logs, self.powers, strict=True):
-            log, power = (kept_mean(sums, self.images, left_out) for sums in (log_sums, power_sums))
-            top, last = ((log.shape[0] - 1) // 2, (log.shape[1] - 1) // 2), (log.shape[0] // 2, log.shape[1] // 2)
-            total = power.sum()
-            ac = total - power[0, 0]
-            high = power[frequencies(log.shape) > 0.5].sum()
-            rows.append(
-                {
-                    "top": log[top] - log[0, 0],
-                    "nyquist": log[last] - log[0, 0],
-                    "log_top": log[top],
-                    "log_dc": log[0, 0],
-                    "power_top": 0.5 * np.log((power[top] + EPSILON**2) / (power[0, 0] + EPSILON**2)),
-                    "ac": ac / total if total > 0 else 0.0,
-                    "high": high / ac if ac > 0 else 0.0,
-                }
-            )
+        rows = [
+            _summary(*(kept_mean(sums, self.images, left_out) for sums in pair))
+            for pair in zip(self.logs, self.powers, strict=True)
+        ]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
     def curve(self, place: str, rings: bool = False) -> pd.DataFrame:
@@ -114,8 +100,41 @@ def frequencies(shape: tuple[int, ...]) -> np.ndarray:
 
 def amplitudes(maps: Tensor) -> dict[str, Tensor]:
     """Of maps (n, d, h, w): log amplitudes and powers (h, w), averaged over channels and summed over images."""
-    amplitude = torch.fft.fft2(maps).abs()
-    return {"log": (amplitude + EPSILON).log().mean(1).sum(0), "power": amplitude.square().mean(1).sum(0)}
+    amplitude = torch.fft.rfft2(maps).abs()  # half of the spectrum; that of real maps is its own mirror image
+    rows, columns = maps.shape[2:]
+    mirrored = -torch.arange(rows) % rows
+
+    def averaged(half: Tensor) -> Tensor:
+        mean = half.mean(1).sum(0)
+        return torch.cat([mean, mean[mirrored][:, 1 : (columns + 1) // 2].flip(1)], 1)
+
+    return {"log": averaged((amplitude + EPSILON).log()), "power": averaged(amplitude.square())}
+
+
+def summary(maps: Tensor) -> dict[str, float]:
+    """The measures of the module's list of maps (n, d, h, w), together. Raises ValueError for other shapes."""
+    if maps.ndim != 4 or not len(maps) or min(maps.shape[2:]) < LEAST:
+        raise ValueError(f"maps are (n, d, h, w), of {LEAST} rows and columns at least; got {tuple(maps.shape)}")
+    found = amplitudes(maps.double())
+    return _summary(*((found[name] / len(maps)).numpy() for name in ("log", "power")))
+
+
+def _summary(log: np.ndarray, power: np.ndarray) -> dict[str, float]:
+    """The measures of a mean log amplitude (h, w) and a mean power (h, w)."""
+    rows, columns = log.shape
+    top, last = ((rows - 1) // 2, (columns - 1) // 2), (rows // 2, columns // 2)
+    total = power.sum()
+    ac = total - power[0, 0]
+    high = power[frequencies(log.shape) > 0.5].sum()
+    return {
+        "top": float(log[top] - log[0, 0]),
+        "nyquist": float(log[last] - log[0, 0]),
+        "log_top": float(log[top]),
+        "log_dc": float(log[0, 0]),
+        "power_top": 0.5 * float(np.log((power[top] + EPSILON**2) / (power[0, 0] + EPSILON**2))),
+        "ac": float(ac / total) if total > 0 else 0.0,
+        "high": float(high / ac) if ac > 0 else 0.0,
+    }
 
 
 def spectra(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Spectra:

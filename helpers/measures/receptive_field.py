@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from helpers.measures.streams import at_least_one
 from helpers.networks.geometry import Centres
@@ -80,6 +81,7 @@ def effective_receptive_fields(
     length: int | None = None,
     batch: int = 16,
     seed: int = 0,
+    progress: bool = False,
 ) -> ReceptiveFields:
     """Effective receptive fields of places of a network; gradients with respect to pixel values in [0, 1].
 
@@ -95,6 +97,7 @@ def effective_receptive_fields(
         length: number of the complete network's places after the first, where some are missing.
         batch: images that are read at a time. It changes nothing but memory: in eval mode images are independent.
         seed: of the channels that are drawn.
+        progress: show a bar that counts places, batch by batch.
 
     Returns:
         the maps of all places by group.
@@ -119,7 +122,9 @@ def effective_receptive_fields(
         places, widths = _places(model, images[:1], taps, max(length or last, 1))
         draw = torch.Generator().manual_seed(seed)
         drawn = [torch.rand(len(images), width, generator=draw).argsort(1)[:, :channels] for width in widths]
-        sums = _summed_gradients(model, images, taps, drawn, groups, batch)
+        total = len(taps) * -(-len(images) // batch)
+        with tqdm(total=total, desc="receptive fields", unit="place", disable=not progress) as bar:
+            sums = _summed_gradients(model, images, taps, drawn, groups, batch, bar)
     mass = sums.sum((0, 2, 3))
     if bad := [tap.name for tap, m in zip(taps, mass.tolist(), strict=True) if not (np.isfinite(m) and m > 0)]:
         raise ValueError(f"the gradients of {', '.join(bad)} are zero or not finite, so there is no receptive field")
@@ -155,7 +160,7 @@ def _places(model: nn.Module, image: Tensor, taps: list[Tap], length: int) -> tu
 
 
 def _summed_gradients(
-    model: nn.Module, images: Tensor, taps: list[Tap], drawn: list[Tensor], groups: int, batch: int
+    model: nn.Module, images: Tensor, taps: list[Tap], drawn: list[Tensor], groups: int, batch: int, bar: tqdm
 ) -> Tensor:
     """Absolute gradients, mean over channels and summed over colours and each group's images: (groups, places, H, W).
 
@@ -180,6 +185,7 @@ def _summed_gradients(
                 chosen = middle.gather(1, channel[:, None]).sum()  # of each image a channel of its own
                 gradient = torch.autograd.grad(chosen, x, retain_graph=True)[0]  # (B, 3, H, W)
                 sums[:, place].index_add_(0, group, gradient.abs().sum(1).cpu() / own.shape[1])
+            bar.update()
     return sums
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 SLACK = 1e-3  # how far beyond 0 and 1 rounding may take a float pixel
 
@@ -44,7 +45,8 @@ def pixels(batch: Tensor | Sequence) -> Tensor:
 def normalise(model: nn.Module, images: Tensor) -> Tensor:
     """Images as the model was trained to see them.
 
-    Mean and standard deviation are those of ``model.pretrained_cfg``, which timm's models and the zoo's carry.
+    Mean and standard deviation are those of ``model.pretrained_cfg``, which timm's models and the zoo's carry. A model
+    marked by ``resize_for`` is given images of any size, resized to its own.
 
     Args:
         model: the model that will take them.
@@ -60,12 +62,36 @@ def normalise(model: nn.Module, images: Tensor) -> Tensor:
     """
     images = pixels(images)
     mean, std = _statistics(model)
-    _check_shape(model, images)
+    size = image_size(model) if getattr(model, "resizes_images", False) else None
+    if size is None:
+        _check_shape(model, images)
     _check_range(images)
     weight = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
     images = images.to(weight.device)
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    if size is not None and size != images.shape[2:]:
+        images = resized(images, size)
     return ((images - _channels(mean, images.device)) / _channels(std, images.device)).to(weight.dtype)
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (n, 3, H, W) of floats at another height and width in px: bilinear, smoothed where they become smaller."""
+    return interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def resize_for(model: nn.Module) -> nn.Module:
+    """The model, marked: ``normalise`` from now on resizes images of another size to what it takes.
+
+    For a network that stands beside another one and is shown the same images; where its positions lie in these, the
+    measures of places cannot know.
+    """
+    model.resizes_images = True  # type: ignore[assignment]
+    return model
+
+
+def float64(x: Tensor) -> Tensor:
+    """A tensor in double precision, on its device, or on the host where that device has none (MPS)."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
 def image_size(model: nn.Module) -> tuple[int, int] | None:

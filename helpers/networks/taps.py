@@ -28,6 +28,8 @@ from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from helpers.networks.adapter import Adapter
+
 KINDS = {
     "embed": "tokens on entering the first block",
     "norm": "output of a normalisation layer (in ResNetV2 with its ReLU)",
@@ -137,6 +139,8 @@ def _blocks(model: nn.Module) -> Iterator[Tap]:
     modules: dict[str, Any] = dict(model.named_modules())
     names = [name for name in modules if re.search(r"(^|\.)blocks(\.\d+)+$", name)]
     names = [name for name in names if not any(other.startswith(name + ".") for other in names)]  # the innermost
+    if isinstance(model, Adapter):  # it says itself what its blocks are
+        names = [f"blocks.{i}" for i in range(len(model.blocks))]
     homes = [_home(name) for name in names]  # of the network that each block belongs to
     for i, (name, home) in enumerate(zip(names, homes, strict=True)):
         block = modules[name]
@@ -150,6 +154,16 @@ def _blocks(model: nn.Module) -> Iterator[Tap]:
             yield Tap(f"{name}.norm2", f"{name}.norm2", "output", "norm")
             yield _hidden(name, block.mlp, "mlp")
             yield Tap(f"{name}.mlp", f"{name}.drop_path2", "output", "mlp")
+            yield Tap(f"{name}.resid_post", name, "output", "resid_post")
+        elif isinstance(block, nn.TransformerEncoderLayer) and block.norm_first:  # torch's own
+            if first:
+                yield Tap(f"{home}embed", name, "input", "embed")
+            yield Tap(f"{name}.norm1", f"{name}.norm1", "output", "norm")
+            yield Tap(f"{name}.attn", f"{name}.dropout1", "output", "attn")
+            yield Tap(f"{name}.resid_mid", f"{name}.norm2", "input", "resid_mid")
+            yield Tap(f"{name}.norm2", f"{name}.norm2", "output", "norm")
+            yield Tap(f"{name}.mlp_hidden", f"{name}.linear2", "input", "mlp_hidden")
+            yield Tap(f"{name}.mlp", f"{name}.dropout2", "output", "mlp")
             yield Tap(f"{name}.resid_post", name, "output", "resid_post")
         elif isinstance(block, mlp_mixer.MixerBlock):
             if first:

@@ -1,12 +1,15 @@
-"""Weights from files: pinned by their hash, complete, finite, and never a pickle.
+"""Weights from files: pinned by their hash, complete, finite, and nothing but tensors.
+
+A file is in the safetensors format, or one that ``torch.save`` wrote (``.pth``, ``.pt``, ``.bin``, ``.ckpt``). Of the
+latter tensors and plain containers are read, and nothing in it is run.
 
 The names of weights tell how they were kept. What a wrapper (``module.`` of DataParallel, ``_orig_mod.`` of
 torch.compile) or a nested checkpoint (``model.``, ``state_dict.``) has added to them is left out, with a warning.
 """
 
 import os
+import pickle
 import re
-import shlex
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -20,14 +23,8 @@ from torch import Tensor, nn
 
 from helpers.files import sha256
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle")
-CONVERT = (  # arguments: a pickle of weights, as they are or nested in what training scripts keep; a safetensors file
-    "import sys, functools, torch, safetensors.torch as s; "
-    "d = torch.load(open(sys.argv[1], 'rb'), map_location='cpu', weights_only=True); "
-    "d = functools.reduce(lambda d, k: d.get(k, d), ('state_dict', 'model', 'model_state_dict', 'state_dict'), d); "
-    "w = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in d.items() if torch.is_tensor(v)}; "
-    "s.save_file(w, sys.argv[2])"
-)
+# under which keys training scripts keep the weights, from the outside inwards; averaged ones (EMA) first, as timm does
+NESTS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "state_dict")
 # what names hold of a network that was compiled, checkpointed or sharded, at their start or between two of its modules
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -36,7 +33,7 @@ FOREIGN = re.compile(r"(epoch|step|global_step|optim|lr_scheduler|scheduler|scal
 
 
 def load_into(model: nn.Module, file: Path, expected: str | None, remedy: str) -> None:
-    """Read a safetensors file into a network, in single precision; BatchNorm's counters of batches may be missing.
+    """Read a file of weights into a network, in single precision; BatchNorm's counters of batches may be missing.
 
     Args:
         model: the network; it is changed in place, also if its weights then turn out not to be finite.
@@ -46,13 +43,10 @@ def load_into(model: nn.Module, file: Path, expected: str | None, remedy: str) -
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it has another sha256, is a pickle or corrupt, does not fit the architecture, or is not finite.
+        OSError: it has another sha256, is corrupt or holds more than tensors, does not fit the architecture, or is not
+            finite.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"no weights at {file}; {remedy}")
-    if expected is not None and sha256(file) != expected.lower():
-        raise OSError(f"the weights in {file} are not those of their card (sha256 differs); {remedy}")
-    state = _unwrapped(_read_weights(file, remedy), model, file)
+    state = own_state(model, read_weights(file, expected, remedy), file)
     try:
         missing, unexpected = model.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
     except RuntimeError as error:  # a tensor of another size
@@ -70,24 +64,38 @@ def load_into(model: nn.Module, file: Path, expected: str | None, remedy: str) -
         raise OSError(f"the weights in {file} have variances below zero: {_few(negative)}; {remedy}")
 
 
-def _read_weights(file: Path, remedy: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name. A pickle is refused: to read it may run any code."""
+def read_weights(file: Path, expected: str | None, remedy: str) -> dict[str, Tensor]:
+    """The tensors of a file of weights by name. Arguments and errors as of ``load_into``."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no weights at {file}; {remedy}")
+    if expected is not None and sha256(file) != expected.lower():
+        raise OSError(f"the weights in {file} are not those of their card (sha256 differs); {remedy}")
     try:
         return load_file(file)
     except SafetensorError as error:
         with file.open("rb") as stream:
-            pickled = file.suffix in PICKLES or stream.read(4).startswith((b"PK\x03\x04", b"\x80"))
-        if not pickled:
+            start = stream.read(4)
+        if not start.startswith((b"PK\x03\x04", b"\x80")):  # a zip file, or a pickle
             raise OSError(f"the weights in {file} are corrupt or no safetensors ({error}); {remedy}") from error
-    new = file.with_name(f"{file.stem}.converted.safetensors")
-    command = f'python -c "{CONVERT}" {shlex.quote(str(file))} {shlex.quote(str(new))}'
-    raise OSError(
-        f"{file} is a pickle, which is not read, because that may run any code. Convert it to safetensors, and name "
-        f"{new.name} (and its sha256, if there was one) in cards.json:\n{command}"
-    )
+    try:
+        with file.open("rb") as stream:  # by its content, whatever its name
+            content = torch.load(stream, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise OSError(
+            f"{file} is a pickle that holds more than tensors, and is not read, because that may run any code: where "
+            "you trust it, load it yourself and write model.state_dict() with safetensors.torch.save_file"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise OSError(f"the weights in {file} are corrupt ({error}); {remedy}") from error
+    for key in NESTS:
+        inside = content.get(key) if isinstance(content, Mapping) else None
+        content = inside if isinstance(inside, Mapping) else content
+    if not isinstance(content, Mapping) or not (found := {k: v for k, v in content.items() if torch.is_tensor(v)}):
+        raise OSError(f"{file} holds no weights by name, but a {type(content).__name__}; {remedy}")
+    return {str(key): value.detach() for key, value in found.items()}
 
 
-def _unwrapped(state: dict[str, Tensor], model: nn.Module, file: Path) -> dict[str, Tensor]:
+def own_state(model: nn.Module, state: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     """The tensors by the names that ``model`` has for them: without what wrappers have put before or between them.
 
     A lead that all names share (``module.``, ``model.``, ``state_dict.`` …) goes where the model's own names lack it.
@@ -106,11 +114,11 @@ def _unwrapped(state: dict[str, Tensor], model: nn.Module, file: Path) -> dict[s
         return state
     if foreign:
         left = f"{file} also holds {_few(foreign)}, which are no weights of {type(model).__name__} and are left out"
-        warnings.warn(left, stacklevel=5)
+        warnings.warn(left, stacklevel=4)
     if short.keys() != kept.keys():
         was, now = min((a, b) for a, b in zip(kept, short, strict=True) if a != b)
         message = f"names in {file} are longer than those of {type(model).__name__}: {was!r} is read as {now!r}"
-        warnings.warn(f"{message}, and so on, as left by a wrapper or a nested checkpoint", stacklevel=5)
+        warnings.warn(f"{message}, and so on, as left by a wrapper or a nested checkpoint", stacklevel=4)
     return short
 
 

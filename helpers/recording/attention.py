@@ -19,6 +19,7 @@ from helpers.measures.rollout import rollout_maps
 from helpers.uncertainty import GROUPS
 
 HEAD_IMAGES = 1600
+TWIN_IMAGES = 1024
 SUBSET_IMAGES = 2560  # in batches of 160
 ROLLOUT_IMAGES = 1024
 
@@ -47,25 +48,60 @@ def attempt_attended(networks: dict[str, nn.Module], few: Tensor) -> None:
 
 
 def heads(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """Attention distance and prefix mass of every head of the ViT (Raghu et al. 2021, Figure 3)."""
+    """Attention distance and prefix mass of every head of the ViT (Raghu et al. 2021, Figure 3).
+
+    Once with all patches and, unless it attends within windows, once without those in the corners, in which massive
+    tokens stand.
+    """
+    table = _heads("attention_distance", networks, images, where, **notes)
+    if not table["windowed"].any():
+        _heads("attention_distance_without_corners", networks, images, where, corners=False, **notes)
+
+
+def heads_twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """The same, with all patches, of the ViT's untrained twin."""
+    _heads("attention_distance_untrained", networks, images.first(TWIN_IMAGES), where, **notes)
+
+
+def _heads(
+    title: str, networks: dict[str, nn.Module], images: ImageSet, where: Path, *, corners: bool = True, **notes: Any
+) -> pd.DataFrame:
     images = images.first(HEAD_IMAGES)
     name, vit = _first(networks)
-    table = attention_distance(vit, _groups(images, "attention distance"), groups=GROUPS).assign(model=name)
+    loader = _groups(images, title.replace("_", " "))
+    table = attention_distance(vit, loader, groups=GROUPS, corners=corners).assign(model=name)
     units = {"distance": "px", "plain": "px", "prefix": "share of attention", "uniform": "px"}
     what = f"Attention distance of the heads of {name}, by group of images left out; plain: not renormalised"
-    about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "where": where}
-    results.write("attention_distance", table, what=what, units=units, **about, **notes)
+    about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "corners": corners, "where": where}
+    results.write(title, table, what=what, units=units, **about, **notes)
+    return table
 
 
 def subsets(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """Subsets of the first heads of the ViT, and their CKA with the ResNet's first stage (Raghu et al., Figure 5)."""
+    """Subsets of the first heads of the ViT, and their CKA with the ResNet's first stage (Raghu et al., Figure 5).
+
+    Once with all patches and once without those in the corners.
+    """
+    _subsets("head_subsets", networks, images, where, **notes)
+    _subsets("head_subsets_without_corners", networks, images, where, corners=False, **notes)
+
+
+def subsets_twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """The same, with all patches, of the untrained twins."""
+    _subsets("head_subsets_untrained", networks, images, where, **notes)
+
+
+def _subsets(
+    title: str, networks: dict[str, nn.Module], images: ImageSet, where: Path, *, corners: bool = True, **notes: Any
+) -> None:
     images = images.first(SUBSET_IMAGES)
     (name, vit), (other, resnet) = list(networks.items())[:2]
-    table = head_subsets(vit, resnet, _groups(images, "head subsets"), groups=GROUPS).assign(model=name, resnet=other)
-    about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "where": where}
+    loader = _groups(images, title.replace("_", " "))
+    table = head_subsets(vit, resnet, loader, groups=GROUPS, corners=corners).assign(model=name, resnet=other)
+    about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "corners": corners, "where": where}
     about["batch"] = len(images) // GROUPS
     what = f"Subsets of the heads of block 0 of {name}: distance, and CKA with the first stage of {other}"
-    results.write("head_subsets", table, what=what, units={"distance": "px", "cka": "CKA"}, **about, **notes)
+    results.write(title, table, what=what, units={"distance": "px", "cka": "CKA"}, **about, **notes)
 
 
 def rollout(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:

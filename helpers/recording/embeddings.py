@@ -27,7 +27,7 @@ from helpers.uncertainty import GROUPS
 
 PATCH_IMAGES = 256  # of whose patches components are taken
 CLASS_IMAGES = 1024
-SHUFFLE_IMAGES = 1024
+SHUFFLE_IMAGES = 512
 
 
 def attempt_filters(networks: dict[str, nn.Module], few: Tensor) -> None:

@@ -33,7 +33,7 @@ from helpers.networks.inputs import normalise
 from helpers.recording import store as recording
 from helpers.uncertainty import GROUPS
 
-MAP_IMAGES = 256  # in as many batches as the jackknife has groups; blocks are the units, and not images
+MAP_IMAGES = 96  # in as many batches as the jackknife has groups; blocks are the units, and not images
 NOISE_IMAGES = 500  # photographs
 NOISE_SCENES = 256
 BATCH = 50

@@ -55,11 +55,13 @@ def receptive_fields(networks: dict[str, nn.Module], images: ImageSet, where: Pa
     patch = next(filter(None, map(_patch, networks.values())), 16)
     tables: list[pd.DataFrame] = []
     arrays: dict[str, Tensor] = {}
-    for name, network in tqdm(networks.items(), desc="receptive fields", unit="model"):
+    for name, network in networks.items():
         blocks = [] if _patch(network) else taps_for(network, ["stem", "block"])
         taps = [*blocks[:1], *blocks[EVERY::EVERY]] if len(blocks) > MANY_BLOCKS else None
         length = LENGTH.get(name)  # None: as many as there are
-        fields = effective_receptive_fields(network, pictures, taps, channels=FIELD_CHANNELS, length=length)
+        fields = effective_receptive_fields(
+            network, pictures, taps, channels=FIELD_CHANNELS, length=length, progress=True
+        )
         if taps:
             fields.places["depth"] = [blocks.index(tap) / (length or len(blocks) - 1) for tap in taps]
         tables.append(fields.table(patch).assign(model=name))
@@ -85,9 +87,10 @@ def many_fields(networks: dict[str, nn.Module], images: ImageSet, where: Path, *
     images = images.first(MANY_FIELDS)
     pictures = torch.stack([images[i][0] for i in range(len(images))])
     tables: list[pd.DataFrame] = []
-    for name, network in tqdm(list(networks.items())[:2], desc="many receptive fields", unit="model"):
+    for name, network in list(networks.items())[:2]:
         patch, taps = _patch(network), taps_for(network, STREAM)
-        look = partial(effective_receptive_fields, network, pictures, taps, channels=1, length=LENGTH.get(name))
+        about_them: dict[str, Any] = {"channels": 1, "length": LENGTH.get(name), "progress": True}
+        look = partial(effective_receptive_fields, network, pictures, taps, **about_them)
         found = {"all": look()}
         if patch and isinstance(getattr(network, "blocks", None), nn.Sequential):
             rows, columns = (side // patch for side in pictures.shape[-2:])

@@ -71,8 +71,22 @@ RECORDINGS = {
     "attention_distance": Recording(
         record_attention.heads, record_attention.attempt_heads, GROUPS, f"{GROUPS} groups for the jackknife"
     ),
+    "attention_distance_untrained": Recording(
+        record_attention.heads_twins,
+        record_attention.attempt_heads,
+        GROUPS,
+        f"{GROUPS} groups for the jackknife",
+        untrained=True,
+    ),
     "head_subsets": Recording(
         record_attention.subsets, record_attention.attempt_subsets, 4 * GROUPS, f"{GROUPS} jackknife groups of 4"
+    ),
+    "head_subsets_untrained": Recording(
+        record_attention.subsets_twins,
+        record_attention.attempt_subsets,
+        4 * GROUPS,
+        f"{GROUPS} jackknife groups of 4",
+        untrained=True,
     ),
     "rollout": Recording(record_attention.rollout, record_attention.attempt_rollout, 2, "a deviation between images"),
     "attended": Recording(record_attention.attended, record_attention.attempt_attended, 1, "an image"),

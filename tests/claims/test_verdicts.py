@@ -52,6 +52,7 @@ def test_the_interval_over_trainings_stands_beside_that_over_images(record):
     alone = record("R2", value=0.3, n=2560)
     assert alone.count() == "1 training, 2,560 images" and "training" not in alone.numbers()
     assert record("R2", value=0.3, n=9, units="networks").count() == "9 networks"
+    assert record("R2", value=0.3, n=6, units="blocks").count() == "1 training, 6 blocks"
     equal = record("R2", value=0.3, seeds=others(0.3))
     assert equal.over == (None,) and "the same in each over 2 trainings" in equal.numbers()
 

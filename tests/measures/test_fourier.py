@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.measures.feature_variance import feature_variance
-from helpers.measures.fourier import EPSILON, Spectra, amplitudes, frequencies, shuffled_pixels, spectra
+from helpers.measures.fourier import EPSILON, Spectra, amplitudes, frequencies, shuffled_pixels, spectra, summary
 from helpers.measures.stream_maps import Place
 from helpers.networks.taps import Tap, capture
 
@@ -166,6 +166,15 @@ def test_shuffled_pixels_keep_the_colours_of_an_image_and_lose_its_spectrum():
     key = lambda x: (x[:, 0].int() * 256 + x[:, 1]).flatten(1).sort(1).values  # noqa: E731
     assert torch.equal(key(once), key(images)) and once.dtype == torch.uint8
     assert row(images.double())["high"] < 0.1 and row(once.double())["high"] == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_summary_is_the_row_of_a_table():
+    maps = torch.randn(3, 2, 9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    for name, value in summary(maps).items():
+        assert value == pytest.approx(row(maps)[name]), name
+    for wrong in (maps[0], maps[:0], maps[..., :2]):
+        with pytest.raises(ValueError, match=r"maps are \(n, d, h, w\)"):
+            summary(wrong)
 
 
 def test_maps_that_are_too_small_for_a_frequency_are_refused():

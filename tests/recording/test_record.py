@@ -59,8 +59,16 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, tmp_path, m
     heads, sidecar = results.read("attention_distance", out)
     assert set(heads["left_out"]) == set(range(-1, 16)) and sidecar["images"]["count"] == PHOTOGRAPHS
     assert heads["distance"].between(0, heads["uniform"] * 1.5).all() and heads["prefix"].between(0, 1).all()
+    without, twin = (results.read(f"attention_distance_{name}", out)[0] for name in ("without_corners", "untrained"))
+    assert len(without) == len(twin) == len(heads) and (without["uniform"] < heads["uniform"]).all()
     subsets, sidecar = results.read("head_subsets", out)
     assert set(subsets["resnet"]) == {"test_resnet"} and sidecar["batch"] == 4
+    for name in ("without_corners", "untrained"):
+        other, about = results.read(f"head_subsets_{name}", out)
+        assert list(other["subset"]) == list(subsets["subset"]) and about["corners"] == (name == "untrained")
+        assert np.allclose(other["cka"], subsets["cka"]) == (
+            name == "untrained"
+        )  # this reader's ViT has learnt nothing
     rolled, sidecar = results.read("rollout", out)
     assert abs(rolled.groupby("block")["mass"].sum() - 1).max() < 1e-5 and sidecar["images"]["count"] == PHOTOGRAPHS
     attended, _ = results.read("attended", out)

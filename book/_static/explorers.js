@@ -1,0 +1,138 @@
+// Figures that answer: each element of class "explorer" holds its numbers (helpers/explorers.py packs them), and is
+// drawn here on a canvas. A pointer or the arrow keys choose a cell, and a line below says what it is.
+"use strict";
+(() => {
+  const element = (name, attributes, ...children) => {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.append(...children);
+    return made;
+  };
+
+  // base64 of little-endian 16-bit whole numbers
+  const unpack = (text, steps) => {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const view = new DataView(bytes.buffer);
+    return Array.from({ length: bytes.length / 2 }, (_, i) => {
+      const whole = view.getInt16(2 * i, true);
+      return whole === -32768 ? NaN : whole / steps;
+    });
+  };
+
+  const digits = (value, places) => value.toFixed(places).replace("-", "−");
+
+  // A row of buttons of which one is pressed.
+  const choice = (label, names, choose) => {
+    const row = element("div", { class: "explorer-choice", role: "group", "aria-label": label });
+    names.forEach((name, i) => {
+      const button = element("button", { type: "button", "aria-pressed": String(i === 0) }, name);
+      button.addEventListener("click", () => {
+        for (const other of row.children) other.setAttribute("aria-pressed", String(other === button));
+        choose(i);
+      });
+      row.append(button);
+    });
+    return row;
+  };
+
+  const heatMaps = (root, data) => {
+    const views = data.views.map((view) => ({
+      ...view,
+      values: unpack(view.values, data.steps),
+      errors: unpack(view.errors, data.steps),
+    }));
+    const canvas = element("canvas", { tabindex: "0", role: "img", width: "10", height: "10" });
+    const words = element("p", { class: "explorer-words", "aria-live": "polite" });
+    let view = views[0], row = 0, column = 0, chosen = false;
+
+    const at = (i, j) => view.values[i * view.columns.length + j];
+    const best = (i) => {
+      let found = -1;
+      view.columns.forEach((_, j) => {
+        const itself = view.x === view.y && view.rows[i] === view.columns[j];
+        if (!itself && !Number.isNaN(at(i, j)) && (found < 0 || at(i, j) > at(i, found))) found = j;
+      });
+      return found;
+    };
+
+    const draw = () => {
+      const ratio = window.devicePixelRatio || 1, wide = canvas.clientWidth || 320;
+      const cell = wide / view.columns.length, high = cell * view.rows.length;
+      canvas.style.height = `${high}px`;
+      canvas.width = Math.round(wide * ratio);
+      canvas.height = Math.round(high * ratio);
+      const pen = canvas.getContext("2d");
+      pen.scale(ratio, ratio);
+      const top = (i) => high - (i + 1) * cell; // depth grows upwards, as in the printed figure
+      view.rows.forEach((_, i) => view.columns.forEach((__, j) => {
+        const value = Math.min(1, Math.max(0, at(i, j)));
+        pen.fillStyle = Number.isNaN(value) ? "#888" : data.colours[Math.round(value * (data.colours.length - 1))];
+        pen.fillRect(j * cell, top(i), cell + 0.5, cell + 0.5);
+      }));
+      if (!chosen) return;
+      const frame = (j, colour, dash) => {
+        pen.setLineDash(dash);
+        for (const [width, ink] of [[4, "#000"], [2, colour]]) {
+          pen.lineWidth = width;
+          pen.strokeStyle = ink;
+          pen.strokeRect(j * cell + 1, top(row) + 1, cell - 2, cell - 2);
+        }
+      };
+      if (best(row) >= 0) frame(best(row), "#fff", [3, 2]);
+      frame(column, "#ff9f40", []);
+    };
+
+    const say = () => {
+      if (!chosen) {
+        words.textContent = "Point at a cell, or choose one with the arrow keys. A dashed frame marks the best match of its row.";
+        return;
+      }
+      const k = row * view.columns.length + column, match = best(row);
+      const value = Number.isNaN(view.values[k]) ? "no value" : `CKA ${digits(view.values[k], 3)} ± ${digits(view.errors[k], 3)}`;
+      const found = match < 0 ? "" : ` Best match of this row${view.x === view.y ? ", itself apart" : ""}: ${view.columns[match]}, ${digits(at(row, match), 3)}.`;
+      words.textContent = `${view.y} ${view.rows[row]} with ${view.x} ${view.columns[column]}: ${value} (standard error).${found}`;
+    };
+
+    const choose = (i, j) => {
+      row = Math.min(view.rows.length - 1, Math.max(0, i));
+      column = Math.min(view.columns.length - 1, Math.max(0, j));
+      chosen = true;
+      draw();
+      say();
+    };
+
+    const point = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const i = view.rows.length - 1 - Math.floor(((event.clientY - box.top) / box.height) * view.rows.length);
+      choose(i, Math.floor(((event.clientX - box.left) / box.width) * view.columns.length));
+    };
+    canvas.addEventListener("pointermove", point);
+    canvas.addEventListener("pointerdown", point);
+    canvas.addEventListener("keydown", (event) => {
+      const step = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      choose(row + (chosen ? step[0] : 0), column + (chosen ? step[1] : 0));
+    });
+
+    const show = (i) => {
+      view = views[i];
+      row = column = 0;
+      chosen = false;
+      canvas.setAttribute("aria-label", `${view.heading}: columns ${view.x}, rows ${view.y}, from the first layer at the lower left`);
+      draw();
+      say();
+    };
+    root.replaceChildren(choice("Which heat-map", views.map((v) => v.heading), show), canvas, words);
+    show(0);
+    new ResizeObserver(draw).observe(canvas);
+  };
+
+  const kinds = { "heat-maps": heatMaps };
+  addEventListener("DOMContentLoaded", () => {
+    for (const root of document.querySelectorAll(".explorer")) {
+      root.setAttribute("role", "group");
+      kinds[root.dataset.kind](root, JSON.parse(root.dataset.explorer));
+    }
+  });
+})();

@@ -1,0 +1,78 @@
+"""Figures that answer: what they pack is what they were given, and in a browser a cell says what the table holds."""
+
+import base64
+import json
+import re
+from html import unescape
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import explorers, files
+
+
+def maps(rows=3, columns=4):
+    values = np.random.default_rng(0).uniform(-0.05, 1, (rows, columns))
+    names = [f"r{i}" for i in range(rows)], [f"c{j}" for j in range(columns)]
+    return pd.DataFrame(values, *names), values / 50
+
+
+@pytest.fixture
+def explorer():
+    square = np.array([[1, 0.8, 0.3], [0.8, 1, 0.4], [0.3, 0.4, 1]])
+    own = pd.DataFrame(square, list("abc"), list("abc")), square / 50
+    return explorers.heat_maps(
+        "CKA <of> two", {"one": maps(), "itself": own}, {"one": ("X", "Y"), "itself": ("X", "X")}
+    )
+
+
+def test_numbers_come_back_to_a_ten_thousandth():
+    numbers = np.array([[0.12345, -0.0021], [1.0, np.nan]])
+    back = np.frombuffer(base64.b64decode(explorers.packed(numbers)), "<i2") / explorers.STEPS
+    np.testing.assert_allclose(back[:3], numbers.ravel()[:3], atol=0.5 / explorers.STEPS)
+    assert back[3] == -3.2768
+    with pytest.raises(ValueError, match="16 bits hold numbers up to 3.2767"):
+        explorers.packed(np.array([4.0]))
+
+
+def test_the_markup_holds_the_numbers_and_nothing_that_runs(explorer):
+    text = explorer._repr_html_()
+    assert "<script" not in text and 'aria-label="CKA &lt;of&gt; two"' in text
+    data = json.loads(unescape(re.search(r'data-explorer="([^"]*)"', text)[1]))
+    assert [view["heading"] for view in data["views"]] == ["one", "itself"]
+    assert data["views"][0]["rows"] == ["r0", "r1", "r2"] and len(data["colours"]) == explorers.COLOURS
+    assert "answers a pointer" in repr(explorer)
+
+
+def test_errors_of_another_shape_are_refused():
+    matrix, errors = maps()
+    with pytest.raises(ValueError, match=r"one: a matrix of \(3, 4\) and errors of \(4, 3\)"):
+        explorers.heat_maps("CKA", {"one": (matrix, errors.T)}, {"one": ("", "")})
+
+
+@pytest.mark.browser
+def test_a_browser_says_of_a_cell_what_the_table_holds(browser, explorer, tmp_path):
+    """By pointer and by keyboard: the number, its error, and the best match of the row."""
+    script = (files.ROOT / "book" / "_static" / "explorers.js").read_text(encoding="utf-8")
+    page_file = tmp_path / "page.html"
+    page_file.write_text(f"<!doctype html><meta charset=utf-8>{explorer._repr_html_()}<script>{script}</script>")
+    matrix, errors = maps()
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(page_file.as_uri())
+    words, canvas = page.locator(".explorer-words"), page.locator("canvas")
+    assert "Point at a cell" in words.inner_text()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 2.5 / 4, box["y"] + box["height"] * 0.5 / 3)  # r2 is on top
+    best = matrix.loc["r2"].idxmax()
+    wanted = f"Y r2 with X c2: CKA {matrix.loc['r2', 'c2']:.3f} ± {errors[2, 2]:.3f} (standard error). "
+    assert words.inner_text().startswith(wanted.replace("-", "−"))
+    assert words.inner_text().endswith(f"Best match of this row: {best}, {matrix.loc['r2', best]:.3f}.")
+    page.get_by_role("button", name="itself").click()
+    assert page.get_by_role("button", name="itself").get_attribute("aria-pressed") == "true"
+    canvas.focus()
+    for key in ("ArrowUp", "ArrowRight", "ArrowUp"):  # the first chooses the cell at the lower left
+        page.keyboard.press(key)
+    said = words.inner_text()
+    assert said.startswith("X b with X b: CKA 1.000 ± 0.020")
+    assert said.endswith("Best match of this row, itself apart: a, 0.800.")
