@@ -1,4 +1,4 @@
-"""Recordings of attention in ImageNet-trained models: distances of heads, head subsets, rollout.
+"""Recordings of attention in ImageNet-trained models: distances of heads, head subsets, rollout, ways past corners.
 
 ``helpers.recording.record`` makes them with the others (``make record``). The first network is a ViT, the second a
 ResNet.
@@ -8,20 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers import results
 from helpers.images.sources import ImageSet, batches
 from helpers.measures.attention import attended_patches, attention_distance
+from helpers.measures.attention_maps import corner_patches
 from helpers.measures.head_subsets import head_subsets
+from helpers.measures.massive_tokens import cut
+from helpers.measures.receptive_field import effective_receptive_fields
 from helpers.measures.rollout import rollout_maps
+from helpers.networks.places import STREAM
+from helpers.networks.positions import token_grid
+from helpers.networks.taps import taps_for
 from helpers.uncertainty import GROUPS
 
 HEAD_IMAGES = 1600
 TWIN_IMAGES = 1024
 SUBSET_IMAGES = 2560  # in batches of 160
 ROLLOUT_IMAGES = 1024
+FIELD_IMAGES = 64  # with one channel each
 
 
 def attempt_heads(networks: dict[str, nn.Module], few: Tensor) -> None:
@@ -130,6 +138,36 @@ def attended(networks: dict[str, nn.Module], images: ImageSet, where: Path, **no
     what = f"Share of the attention between patches of {name} that falls on each patch, and the norm of its token"
     about: dict[str, Any] = {"images": images.describe(), "where": where}
     results.write("attended", table, what=what, units={"share": "1", "norm": "activation"}, **about, **notes)
+
+
+def attempt_fields(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """The way past the corners. Raises ValueError for a network that is no plain transformer, or too small a grid."""
+    with cut(_first(networks)[1], _corners(_first(networks)[1], few)):
+        pass
+
+
+def fields_without_corners(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """Receptive fields of the ViT's stream and attentions where no gradient passes through the corner patches."""
+    images = images.first(FIELD_IMAGES)
+    pictures = torch.stack([images[i][0] for i in range(len(images))])
+    name, vit = _first(networks)
+    with cut(vit, _corners(vit, pictures)):
+        taps = taps_for(vit, [*STREAM, "attn"])
+        fields = effective_receptive_fields(vit, pictures, taps, channels=1, progress=True)
+    patch = int(vit.get_submodule("patch_embed").patch_size[0])
+    table = fields.table(patch).assign(model=name)
+    units = {"depth": "share of the network's places", "share": "1"} | dict.fromkeys(("radius", "row", "column"), "px")
+    about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "channels": 1, "patch": patch, "seed": 0}
+    what = f"Effective receptive fields of {name} with the ways through the four corner patches cut"
+    results.write("receptive_fields_without_corners", table, what=what, units=units, where=where, **about, **notes)
+
+
+def _corners(vit: nn.Module, pictures: Tensor) -> tuple[int, ...]:
+    """The numbers of the corner patches. Raises ValueError for a network without one grid of patches."""
+    height, width = pictures.shape[-2:]
+    if (grid := token_grid(vit, (height, width))) is None:
+        raise ValueError(f"{type(vit).__name__} is no plain transformer: it has no grid of patches with corners")
+    return corner_patches(grid)
 
 
 def _first(networks: dict[str, nn.Module]) -> tuple[str, nn.Module]:

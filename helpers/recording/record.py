@@ -102,6 +102,12 @@ RECORDINGS = {
     "receptive_fields": Recording(
         record_layers.receptive_fields, record_layers.attempt_fields, GROUPS, f"{GROUPS} groups for the jackknife"
     ),
+    "receptive_fields_without_corners": Recording(
+        record_attention.fields_without_corners,
+        record_attention.attempt_fields,
+        GROUPS,
+        f"{GROUPS} groups for the jackknife",
+    ),
     "receptive_fields_many": Recording(
         record_layers.many_fields, record_layers.attempt_fields, GROUPS, f"{GROUPS} groups for the jackknife"
     ),
