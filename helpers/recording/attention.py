@@ -26,7 +26,8 @@ from helpers.networks.taps import taps_for
 from helpers.uncertainty import GROUPS
 
 HEAD_IMAGES = 1600
-TWIN_IMAGES = 1024
+FEWER_IMAGES = 1024
+TWIN_IMAGES = 320
 SUBSET_IMAGES = 2560  # in batches of 160
 ROLLOUT_IMAGES = 1024
 FIELD_IMAGES = 64  # with one channel each
@@ -35,6 +36,11 @@ FIELD_IMAGES = 64  # with one channel each
 def attempt_heads(networks: dict[str, nn.Module], few: Tensor) -> None:
     """The distances of heads on a few images (4, 3, H, W). Raises ValueError for a network without heads to measure."""
     attention_distance(_first(networks)[1], few.split(2), groups=2)
+
+
+def attempt_corners(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """Distances without corner patches. Raises ValueError for windows and for a grid that is too small."""
+    attention_distance(_first(networks)[1], few.split(2), groups=2, corners=False)
 
 
 def attempt_subsets(networks: dict[str, nn.Module], few: Tensor) -> None:
@@ -56,14 +62,14 @@ def attempt_attended(networks: dict[str, nn.Module], few: Tensor) -> None:
 
 
 def heads(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """Attention distance and prefix mass of every head of the ViT (Raghu et al. 2021, Figure 3).
+    """Attention distance and prefix mass of every head of the ViT (Raghu et al. 2021, Figure 3)."""
+    _heads("attention_distance", networks, images, where, **notes)
 
-    Once with all patches and, unless it attends within windows, once without those in the corners, in which massive
-    tokens stand.
-    """
-    table = _heads("attention_distance", networks, images, where, **notes)
-    if not table["windowed"].any():
-        _heads("attention_distance_without_corners", networks, images, where, corners=False, **notes)
+
+def heads_without_corners(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """The same without the patches in the corners, in which massive tokens stand."""
+    images = images.first(FEWER_IMAGES)
+    _heads("attention_distance_without_corners", networks, images, where, corners=False, **notes)
 
 
 def heads_twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
@@ -73,7 +79,7 @@ def heads_twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, *
 
 def _heads(
     title: str, networks: dict[str, nn.Module], images: ImageSet, where: Path, *, corners: bool = True, **notes: Any
-) -> pd.DataFrame:
+) -> None:
     images = images.first(HEAD_IMAGES)
     name, vit = _first(networks)
     loader = _groups(images, title.replace("_", " "))
@@ -82,15 +88,15 @@ def _heads(
     what = f"Attention distance of the heads of {name}, by group of images left out; plain: not renormalised"
     about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "corners": corners, "where": where}
     results.write(title, table, what=what, units=units, **about, **notes)
-    return table
 
 
 def subsets(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """Subsets of the first heads of the ViT, and their CKA with the ResNet's first stage (Raghu et al., Figure 5).
-
-    Once with all patches and once without those in the corners.
-    """
+    """Subsets of the first heads of the ViT, and their CKA with the ResNet's first stage (Raghu et al., Figure 5)."""
     _subsets("head_subsets", networks, images, where, **notes)
+
+
+def subsets_without_corners(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """The same without the patches in the corners."""
     _subsets("head_subsets_without_corners", networks, images, where, corners=False, **notes)
 
 
