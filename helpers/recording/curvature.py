@@ -71,7 +71,8 @@ class State:
 
 ENDS = tuple(State(f"{network}{seed}") for network in ("vit", "resnet") for seed in ("", "-seed1", "-seed2"))
 POOLED = (State("vit-gap"), State("vit-gap-seed1"))
-DATA = (State("vit-short"), State("vit-short-seed1"), State("vit-data10"))
+SHORT = tuple(State(f"{network}{seed}") for network in ("vit-short", "resnet-short") for seed in ("", "-seed1"))
+SCARCE = (State("vit-data10"),)
 UNTRAINED = (State("vit", -1), State("resnet", -1))
 EARLY = (State("vit", 16_000), State("resnet", 16_000))  # the kept steps nearest to the end of warm-up
 LATER = tuple(State("vit", seen) for seen in (0, 64_000, 128_000)) + tuple(
@@ -81,7 +82,7 @@ LATER = tuple(State("vit", seen) for seen in (0, 64_000, 128_000)) + tuple(
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a table: what is measured of one network, with the ``settings`` of ``spectra``, ``rays`` or ``planes``."""
+    """Rows of a table: what is measured of one network, with settings of ``spectra``, ``rays`` or ``planes``."""
 
     table: str
     state: State
@@ -122,7 +123,7 @@ def _hessian(state: State, batches: int, size: int = 16, top: int = 5) -> Piece:
 
 
 PIECES = (
-    *(_hessian(state, 5) for state in (*EARLY, *ENDS, *POOLED, *DATA)),
+    *(_hessian(state, 5) for state in (*EARLY, *ENDS, *POOLED, *SHORT, *SCARCE)),
     *(_hessian(state, 3) for state in (*UNTRAINED, *LATER)),
     *(Piece("landscape_rays", state, (("per", per),)) for per in landscape.FILTERS for state in ENDS),
     *(_hessian(state, 1, 128, 1) for state in (ENDS[0], ENDS[3])),
