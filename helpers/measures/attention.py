@@ -63,14 +63,15 @@ def distances(attention: Tensor, grid: Grid) -> Tensor:
     gives all it has to others has no distance and is left out of the first.
     """
     tokens = [grid.prefix + patch for patch in grid.kept()]
-    counts = torch.zeros(attention.shape[-1], device=attention.device, dtype=attention.dtype)
-    counts[tokens] = 1
-    far = torch.zeros(len(counts), len(counts), device=attention.device, dtype=attention.dtype)
+    counts, prefix = torch.zeros(2, attention.shape[-1]).to(attention)
+    counts[tokens], prefix[: grid.prefix] = 1, 1
+    far = torch.zeros(len(counts), len(counts)).to(attention)
     far[grid.prefix :, grid.prefix :] = grid.distances().to(far)
-    plain = (attention * (far * counts)).sum(-1)[..., tokens]  # (B, heads, queries)
-    mass = (attention @ counts)[..., tokens]
-    prefix = attention[..., : grid.prefix].sum(-1)[..., tokens]
-    means = [(plain / mass.where(mass > 0, torch.nan)).nanmean((0, 2)), plain.mean((0, 2)), prefix.mean((0, 2))]
+    weights = torch.stack([far * counts, counts.expand_as(far), prefix.expand_as(far)], dim=-1)  # (N, N, 3)
+    rows = attention.flatten(0, 1).transpose(0, 1)  # (queries, B · heads, N)
+    sums = torch.bmm(rows, weights)[tokens].unflatten(1, attention.shape[:2])  # (queries, B, heads, 3)
+    plain, mass, prefixes = sums.unbind(-1)
+    means = [(plain / mass.where(mass > 0, torch.nan)).nanmean((0, 1)), plain.mean((0, 1)), prefixes.mean((0, 1))]
     return torch.stack(means, dim=1).double().cpu()
 
 

@@ -1,4 +1,4 @@
-"""Recordings of attention in ImageNet-trained models: distances of heads, head subsets, rollout.
+"""Recordings of attention in ImageNet-trained models: distances of heads, head subsets, rollout, ways past corners.
 
 ``helpers.recording.record`` makes them with the others (``make record``). The first network is a ViT, the second a
 ResNet.
@@ -8,25 +8,39 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers import results
 from helpers.images.sources import ImageSet, batches
 from helpers.measures.attention import attended_patches, attention_distance
+from helpers.measures.attention_maps import corner_patches
 from helpers.measures.head_subsets import head_subsets
+from helpers.measures.massive_tokens import cut
+from helpers.measures.receptive_field import effective_receptive_fields
 from helpers.measures.rollout import rollout_maps
+from helpers.networks.places import STREAM
+from helpers.networks.positions import token_grid
+from helpers.networks.taps import taps_for
 from helpers.uncertainty import GROUPS
 
 HEAD_IMAGES = 1600
-TWIN_IMAGES = 1024
+FEWER_IMAGES = 1024
+TWIN_IMAGES = 320
 SUBSET_IMAGES = 2560  # in batches of 160
 ROLLOUT_IMAGES = 1024
+FIELD_IMAGES = 64  # with one channel each
 
 
 def attempt_heads(networks: dict[str, nn.Module], few: Tensor) -> None:
     """The distances of heads on a few images (4, 3, H, W). Raises ValueError for a network without heads to measure."""
     attention_distance(_first(networks)[1], few.split(2), groups=2)
+
+
+def attempt_corners(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """Distances without corner patches. Raises ValueError for windows and for a grid that is too small."""
+    attention_distance(_first(networks)[1], few.split(2), groups=2, corners=False)
 
 
 def attempt_subsets(networks: dict[str, nn.Module], few: Tensor) -> None:
@@ -48,14 +62,14 @@ def attempt_attended(networks: dict[str, nn.Module], few: Tensor) -> None:
 
 
 def heads(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """Attention distance and prefix mass of every head of the ViT (Raghu et al. 2021, Figure 3).
+    """Attention distance and prefix mass of every head of the ViT (Raghu et al. 2021, Figure 3)."""
+    _heads("attention_distance", networks, images, where, **notes)
 
-    Once with all patches and, unless it attends within windows, once without those in the corners, in which massive
-    tokens stand.
-    """
-    table = _heads("attention_distance", networks, images, where, **notes)
-    if not table["windowed"].any():
-        _heads("attention_distance_without_corners", networks, images, where, corners=False, **notes)
+
+def heads_without_corners(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """The same without the patches in the corners, in which massive tokens stand."""
+    images = images.first(FEWER_IMAGES)
+    _heads("attention_distance_without_corners", networks, images, where, corners=False, **notes)
 
 
 def heads_twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
@@ -65,7 +79,7 @@ def heads_twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, *
 
 def _heads(
     title: str, networks: dict[str, nn.Module], images: ImageSet, where: Path, *, corners: bool = True, **notes: Any
-) -> pd.DataFrame:
+) -> None:
     images = images.first(HEAD_IMAGES)
     name, vit = _first(networks)
     loader = _groups(images, title.replace("_", " "))
@@ -74,15 +88,15 @@ def _heads(
     what = f"Attention distance of the heads of {name}, by group of images left out; plain: not renormalised"
     about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "corners": corners, "where": where}
     results.write(title, table, what=what, units=units, **about, **notes)
-    return table
 
 
 def subsets(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """Subsets of the first heads of the ViT, and their CKA with the ResNet's first stage (Raghu et al., Figure 5).
-
-    Once with all patches and once without those in the corners.
-    """
+    """Subsets of the first heads of the ViT, and their CKA with the ResNet's first stage (Raghu et al., Figure 5)."""
     _subsets("head_subsets", networks, images, where, **notes)
+
+
+def subsets_without_corners(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """The same without the patches in the corners."""
     _subsets("head_subsets_without_corners", networks, images, where, corners=False, **notes)
 
 
@@ -130,6 +144,36 @@ def attended(networks: dict[str, nn.Module], images: ImageSet, where: Path, **no
     what = f"Share of the attention between patches of {name} that falls on each patch, and the norm of its token"
     about: dict[str, Any] = {"images": images.describe(), "where": where}
     results.write("attended", table, what=what, units={"share": "1", "norm": "activation"}, **about, **notes)
+
+
+def attempt_fields(networks: dict[str, nn.Module], few: Tensor) -> None:
+    """The way past the corners. Raises ValueError for a network that is no plain transformer, or too small a grid."""
+    with cut(_first(networks)[1], _corners(_first(networks)[1], few)):
+        pass
+
+
+def fields_without_corners(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
+    """Receptive fields of the ViT's stream and attentions where no gradient passes through the corner patches."""
+    images = images.first(FIELD_IMAGES)
+    pictures = torch.stack([images[i][0] for i in range(len(images))])
+    name, vit = _first(networks)
+    with cut(vit, _corners(vit, pictures)):
+        taps = taps_for(vit, [*STREAM, "attn"])
+        fields = effective_receptive_fields(vit, pictures, taps, channels=1, progress=True)
+    patch = int(vit.get_submodule("patch_embed").patch_size[0])
+    table = fields.table(patch).assign(model=name)
+    units = {"depth": "share of the network's places", "share": "1"} | dict.fromkeys(("radius", "row", "column"), "px")
+    about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "channels": 1, "patch": patch, "seed": 0}
+    what = f"Effective receptive fields of {name} with the ways through the four corner patches cut"
+    results.write("receptive_fields_without_corners", table, what=what, units=units, where=where, **about, **notes)
+
+
+def _corners(vit: nn.Module, pictures: Tensor) -> tuple[int, ...]:
+    """The numbers of the corner patches. Raises ValueError for a network without one grid of patches."""
+    height, width = pictures.shape[-2:]
+    if (grid := token_grid(vit, (height, width))) is None:
+        raise ValueError(f"{type(vit).__name__} is no plain transformer: it has no grid of patches with corners")
+    return corner_patches(grid)
 
 
 def _first(networks: dict[str, nn.Module]) -> tuple[str, nn.Module]:

@@ -71,6 +71,12 @@ RECORDINGS = {
     "attention_distance": Recording(
         record_attention.heads, record_attention.attempt_heads, GROUPS, f"{GROUPS} groups for the jackknife"
     ),
+    "attention_distance_without_corners": Recording(
+        record_attention.heads_without_corners,
+        record_attention.attempt_corners,
+        GROUPS,
+        f"{GROUPS} groups for the jackknife",
+    ),
     "attention_distance_untrained": Recording(
         record_attention.heads_twins,
         record_attention.attempt_heads,
@@ -80,6 +86,12 @@ RECORDINGS = {
     ),
     "head_subsets": Recording(
         record_attention.subsets, record_attention.attempt_subsets, 4 * GROUPS, f"{GROUPS} jackknife groups of 4"
+    ),
+    "head_subsets_without_corners": Recording(
+        record_attention.subsets_without_corners,
+        record_attention.attempt_subsets,
+        4 * GROUPS,
+        f"{GROUPS} jackknife groups of 4",
     ),
     "head_subsets_untrained": Recording(
         record_attention.subsets_twins,
@@ -101,6 +113,12 @@ RECORDINGS = {
     ),
     "receptive_fields": Recording(
         record_layers.receptive_fields, record_layers.attempt_fields, GROUPS, f"{GROUPS} groups for the jackknife"
+    ),
+    "receptive_fields_without_corners": Recording(
+        record_attention.fields_without_corners,
+        record_attention.attempt_fields,
+        GROUPS,
+        f"{GROUPS} groups for the jackknife",
     ),
     "receptive_fields_many": Recording(
         record_layers.many_fields, record_layers.attempt_fields, GROUPS, f"{GROUPS} groups for the jackknife"

@@ -38,7 +38,7 @@ def inputs(name: str, networks: Mapping[str, nn.Module], **about: Any) -> str:
     """A sha256 of all that a recording depends on: weights, code, versions, and ``about`` (images, cards …)."""
     found = {
         "recording": name,
-        "weights": {label: _weights(network) for label, network in networks.items()},
+        "weights": {label: weights_hash(network) for label, network in networks.items()},
         "code": {file.relative_to(CODE).as_posix(): results.sha256(file) for file in sorted(CODE.rglob("*.py"))},
         "versions": results.versions(),
         **about,
@@ -128,7 +128,7 @@ def _tables(name: str, out: Path) -> list[str]:
 
 
 @torch.inference_mode()
-def _weights(network: nn.Module) -> str:
+def weights_hash(network: nn.Module) -> str:
     """A sha256 of a network's class and of its parameters and buffers."""
     pinned = hashlib.sha256(type(network).__name__.encode())
     for name, value in network.state_dict().items():

@@ -77,6 +77,8 @@ def test_make_record_works_on_anyones_models_and_photographs(reader, tmp_path, m
     assert set(maps) == set(fields["model"]) == {"test_vit", "test_resnet"} and sidecar["images"]["count"] == 32
     for name, rows in fields[fields["left_out"] < 0].groupby("model"):
         assert maps[name].shape == (len(rows), 56, 56) and rows["depth"].iloc[0] == 0
+    ways, _ = results.read("receptive_fields_without_corners", out)
+    assert set(ways["kind"]) == {"embed", "resid_mid", "resid_post", "attn"} and ways["depth"].max() == 1
     skips, _ = results.read("skip_ratios", out)
     assert set(skips["left_out"]) == set(range(-1, 16)) and set(skips["branch"]) == {"attention", "MLP", "block"}
     tokens, _ = results.read("skip_tokens", out)

@@ -1,0 +1,112 @@
+"""Recordings of the shape of the loss: made piece by piece, and the book's own computed again in part."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from helpers import results
+from helpers.measures import hessian, objective
+from helpers.networks.catalogue import ZOO
+from helpers.recording import curvature
+from helpers.recording.curvature import Piece, State
+
+NAMES = sorted(set(curvature.TABLES) & set(results.names(results.RECORDED)))
+
+
+def network(seed=0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(48, 4), nn.Tanh(), nn.Linear(4, 32))
+    model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 64, 64)}
+    return model
+
+
+def piece(name="vit-small", table="hessian", **settings):
+    return Piece(table, State(name), tuple((settings or {"batches": 2, "size": 4, "top": 2}).items()))
+
+
+def test_pieces_add_up_and_are_made_once(tmp_path):
+    first, second = piece(), piece("vit-small-seed1")
+    assert curvature.record(first, tmp_path, network()) and curvature.record(second, tmp_path, network(1))
+    before = (tmp_path / "hessian.csv").read_bytes()
+    assert not curvature.record(first, tmp_path, network()) and not curvature.record(second, tmp_path, network(1))
+    assert (tmp_path / "hessian.csv").read_bytes() == before
+    table, sidecar = results.read("hessian", tmp_path)
+    assert table.groupby("network").size().to_dict() == {"vit-small": 4, "vit-small-seed1": 4}
+    assert list(sidecar["pieces"]) == ["vit-small 2 4 2", "vit-small-seed1 2 4 2"]
+    assert list(sidecar["models"]) == ["vit-small", "vit-small-seed1"]
+
+
+@pytest.mark.parametrize("change", ["weights", "settings", "recipe", "way of measuring"])
+def test_a_piece_is_made_again_where_what_it_was_made_from_has_changed(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(
+        curvature,
+        "MEASURES",
+        {"hessian": lambda *_, **__: pd.DataFrame({"eigenvalue": [1.0], "residual": 0.0, "loss": 0.0})},
+    )
+    curvature.record(piece(), tmp_path, network())
+    model = network()
+    if change == "weights":
+        model[4].bias.data += 1e-3
+    if change == "settings":
+        monkeypatch.setattr(curvature, "TOLERANCE", 0.2)
+    if change == "recipe":
+        card = ZOO["vit-small"]
+        monkeypatch.setitem(ZOO, "vit-small", replace(card, recipe=replace(card.recipe, weight_decay=0.1)))
+    if change == "way of measuring":
+        monkeypatch.setattr(curvature, "VERSION", 2)
+    assert curvature.record(piece(), tmp_path, model)
+    table, sidecar = results.read("hessian", tmp_path)
+    assert len(table) == 1 and len(sidecar["pieces"]) == 1
+
+
+def test_rays_and_planes_are_those_of_the_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(curvature, "LOOKED_AT", 8)
+    monkeypatch.setattr(curvature, "AXIS", (-0.5, 0.0, 0.5))
+    for table in ("landscape_rays", "landscape_planes"):
+        assert curvature.record(piece(table=table, per="input"), tmp_path, network())
+    drawn = objective.training_batches(ZOO["vit-small"], 1, 8)
+    own = float(objective.loss(network(), objective.weights(network()), *drawn[0]))
+    rays, planes = (results.read(table, tmp_path)[0] for table in ("landscape_rays", "landscape_planes"))
+    assert len(rays) == 5 * 9 and (rays["per"] == "input").all()
+    assert rays.loc[rays["radius"] == 0, "loss"].to_numpy() == pytest.approx(own, rel=1e-5)
+    assert planes.set_index(["x", "y"])["loss"][0.0, 0.0] == pytest.approx(own, rel=1e-5) and len(planes) == 9
+
+
+def test_names_of_states():
+    assert [state.name for state in (State("vit"), State("vit", -1), State("vit", 0), State("vit", 16000))] == [
+        "vit", "vit-untrained", "vit-0", "vit-16000",
+    ]  # fmt: skip
+    keys = [(piece.table, piece.key) for piece in curvature.PIECES]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_network_that_is_not_recorded_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        curvature.main(["vit-huge", "--out", str(tmp_path)])
+    assert "not among the networks that are recorded: vit-huge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_books_own_hang_together(name):
+    table, sidecar = results.recorded(name)
+    wanted = {piece.key: piece for piece in curvature.PIECES if piece.table == name}
+    assert set(table["piece"]) == set(sidecar["pieces"]) <= set(wanted)
+    for key, made in sidecar["pieces"].items():
+        assert not made["code"]["dirty"], f"{key} was measured by code that is in no commit"
+        assert made["inputs"] == curvature._inputs(wanted[key], wanted[key].state.load()), f"record {key} again"
+
+
+@pytest.mark.skipif("hessian" not in NAMES, reason="no Hessian is recorded yet")
+def test_the_first_batch_of_a_network_has_the_recorded_eigenvalues():
+    table, _ = results.recorded("hessian")
+    card = ZOO["vit-short"]
+    recorded = table[(table["network"] == card.name) & (table["batch"] == 0) & (table["rank"] == 0)].iloc[0]
+    (batch,) = objective.training_batches(card, 1, 16)
+    model = State(card.name).load()
+    again = hessian.hessian_spectra(model, [batch], card.recipe.weight_decay, 1, 0.05)
+    assert again["loss"].iloc[0] == pytest.approx(recorded["loss"], rel=1e-3)
+    np.testing.assert_allclose(again["eigenvalue"].iloc[0], recorded["eigenvalue"], rtol=0.02)
