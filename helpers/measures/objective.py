@@ -39,7 +39,7 @@ def training_batches(card: Card, count: int, size: int = 16, seed: int = 0) -> l
     for start in range(0, count * size, size):
         chosen = order[start : start + size]
         drawn = render(card.corpus, [first + index for index in chosen])
-        images = _turned(drawn.images, symmetries[chosen]) if getattr(card.recipe, "augmented", True) else drawn.images
+        images = _turned(drawn.images, symmetries[chosen]) if card.recipe.augmented else drawn.images
         batches.append((images, drawn.label))
     return batches
 

@@ -165,7 +165,7 @@ def _inputs(piece: Piece, model: nn.Module) -> str:
         "table": piece.table,
         "state": asdict(piece.state),
         "network": [card.family, card.architecture],
-        "images": [card.recipe.distinct_images, getattr(card.recipe, "augmented", True), repr(card.corpus)],
+        "images": [card.recipe.distinct_images, card.recipe.augmented, repr(card.corpus)],
         "settings": [*piece.settings, card.recipe.weight_decay, TOLERANCE, RADII, RAYS, AXIS, LOOKED_AT],
         "weights": store.weights_hash(model),
         "version": VERSION,
