@@ -6,7 +6,7 @@ jackknife error; ``table`` has most of them (Raghu et al. 2021, Section 7, Figur
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -103,16 +103,25 @@ def matched_confusion(matrix: np.ndarray, grid: tuple[int, int]) -> float:
     Near patches resemble each other, and the rim is, on average, farther from a position on it than the interior is.
     Taking pairs of equal distance takes that out. Raises ``ValueError`` for a grid that has no such pairs.
     """
+    weights = _matched_weights(grid)
+    return float((weights * np.where(weights, matrix, 0.0)).sum())
+
+
+@cache
+def _matched_weights(grid: tuple[int, int]) -> np.ndarray:
+    """What each cell of a matrix (T, T) counts in ``matched_confusion``; raises as it does."""
     edge, apart = rim(grid), distances(grid).round(6)
-    found = []
+    weights, count = np.zeros(apart.shape), 0
     for token in np.flatnonzero(edge):
         for distance in np.unique(apart[token])[1:]:
             there = apart[token] == distance
             if (there & edge).any() and (there & ~edge).any():
-                found.append(matrix[token, there & edge].mean() - matrix[token, there & ~edge].mean())
-    if not found:
+                weights[token, there & edge] = 1 / (there & edge).sum()
+                weights[token, there & ~edge] = -1 / (there & ~edge).sum()
+                count += 1
+    if not count:
         raise ValueError(f"a grid of {grid[0]} × {grid[1]} has no rim and interior equally far from a position")
-    return float(np.mean(found))
+    return weights / count
 
 
 def distances(grid: tuple[int, int]) -> np.ndarray:
