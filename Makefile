@@ -7,6 +7,11 @@ IMAGES ?=
 TRAIN_IMAGES ?=
 MODELS ?=
 OUT ?=
+SUBMISSIONS ?=
+MODEL ?=
+VS ?=
+DEVICE ?=
+LIMIT ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 
@@ -15,10 +20,10 @@ export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab lint hooks zoo record bench clean
+.PHONY: help book test lab lint hooks zoo record report bench assignments grade clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; make PYTHON=/path/to/it names one") if sys.version_info < (3, 11) else None'
@@ -33,6 +38,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-bench: $(VENV)/installed
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+$(VENV)/installed-course: $(VENV)/installed
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[course]'
 	@touch $@
 
 book: $(VENV)/installed ## execute every chapter, build the site, check it, print its path
@@ -60,8 +69,18 @@ zoo: $(VENV)/installed ## train the models of data/zoo that are not there yet
 record: $(VENV)/installed ## measure ImageNet-trained models: make record WEIGHTS=folder IMAGES=folder TRAIN_IMAGES=folder MODELS="vit resnet" OUT=folder
 	@$(RUN) -m helpers.recording.record $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)") $(if $(TRAIN_IMAGES),--train-images "$(TRAIN_IMAGES)") $(if $(MODELS),--models $(MODELS)) $(if $(OUT),--out "$(OUT)")
 
+report: $(VENV)/installed ## measure any model and draw a page: make report MODEL=name [VS=names] [IMAGES=folder] [WEIGHTS=file, folder or none] [DEVICE=cuda] [LIMIT=n]
+	@$(RUN) -m helpers.reporting.report --model "$(MODEL)" $(if $(VS),--vs $(VS)) $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out "$(OUT)")
+
 bench: $(VENV)/installed-bench ## time the library, beside other people's code
 	@$(RUN) -m tests.bench
+
+assignments: $(VENV)/installed-course ## make the course's assignments, for students and with solutions, and print their path
+	@$(RUN) -m helpers.building.assignments
+
+grade: $(VENV)/installed-course ## grade assignments that were handed in: make grade SUBMISSIONS=folder OUT=folder
+	@test -n "$(SUBMISSIONS)" || { echo "Name the folder: make grade SUBMISSIONS=folder" >&2; exit 2; }
+	@$(RUN) -m helpers.building.grading "$(SUBMISSIONS)" $(if $(OUT),--out "$(OUT)")
 
 clean: ## remove everything that was built, but neither the environment nor your own runs in build/own
 	rm -rf *.egg-info .pytest_cache .ruff_cache .mypy_cache
