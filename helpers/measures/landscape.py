@@ -9,12 +9,14 @@ position embeddings and class tokens too, as Park & Kim (2022, Figures 1 and C.4
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from helpers.measures import objective
 from helpers.measures.objective import Batch, Weights
+from helpers.uncertainty import delete_one
 
 FILTERS = ("output", "input")
 HELD = ("pos_embed", "cls_token", "relative_position")  # parts of the names of what no direction moves
@@ -123,6 +125,23 @@ def rises(rays: pd.DataFrame) -> pd.DataFrame:
         ray=away["ray"].to_numpy(), distance=away["radius"].abs().to_numpy()
     )
     return table.groupby(["ray", "distance"], as_index=False)[names].mean()
+
+
+def mean_rises(rays: pd.DataFrame) -> pd.DataFrame:
+    """``rises``, averaged over all rays, and over all but each ray in turn, as ``uncertainty.jackknife`` takes them.
+
+    Returns a row for each ``distance`` and ``left_out``. Its error tells of directions, not of images.
+    """
+    of_each = rises(rays)
+    names = ["loss", "penalty", "published_penalty"]
+
+    def measured(left_out: int | None) -> dict[str, np.ndarray]:
+        kept = of_each if left_out is None else of_each[of_each["ray"] != left_out]
+        means = kept.groupby("distance")[names].mean()
+        return {name: means[name].to_numpy() for name in names}
+
+    distances = pd.DataFrame({"distance": sorted(of_each["distance"].unique())})
+    return delete_one(distances, measured, sorted(of_each["ray"].unique()))
 
 
 def plane(

@@ -1,6 +1,7 @@
 """Directions, rays and planes around a network's weights, and the way of a training."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_objective import vit
@@ -71,6 +72,14 @@ def test_near_the_network_the_rise_is_half_the_curvature_times_the_square(batche
         curvature = float(flat @ hessian_vector_product(value, list(parameters.values()))(flat))
     assert rise["distance"] == near and rise["loss"] == pytest.approx(curvature * near**2 / 2, rel=0.05)
     assert rise["penalty"] == pytest.approx(0.05 * near**2 * float(flat @ flat), rel=0.02)
+
+
+def test_mean_rises_leave_one_ray_out_at_a_time():
+    rows = [(ray, radius, 1 + ray * radius**2) for ray in (2, 4, 9) for radius in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    table = pd.DataFrame(rows, columns=["ray", "radius", "loss"]).assign(penalty=0.0, published_penalty=1.0)
+    found = landscape.mean_rises(table).set_index(["left_out", "distance"])["loss"]
+    assert found.loc[-1].to_dict() == pytest.approx({0.5: 1.25, 1.0: 5})
+    assert found.xs(1.0, level="distance").to_dict() == pytest.approx({-1: 5, 2: 6.5, 4: 5.5, 9: 3})
 
 
 def test_a_plane_holds_the_rays_of_its_two_directions(batches):
