@@ -33,6 +33,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.images import scenes
 from helpers.measures.attention import attention_distance
+from helpers.measures.feature_variance import feature_variance
+from helpers.measures.fourier import spectra
+from helpers.measures.frequency_noise import answers_under_noise
 from helpers.measures.head_subsets import head_subsets
 from helpers.measures.heatmap import cka_heatmap
 from helpers.measures.hsic import BLOCK
@@ -247,15 +250,21 @@ def analyses(n: int, turns: int) -> list[dict]:
         "attention distance of the zoo's ViT": (lambda: attention_distance(model, parts, groups=2), forward),
         "attention rollout of the zoo's ViT": (lambda: rollout_maps(model, [images]), forward),
         "subsets of heads of block 0": (lambda: head_subsets(model, resnet, parts, groups=2), entrances),
+        "spectra of feature maps": (lambda: spectra(model, parts, groups=2), forward),
+        "variance of feature maps": (lambda: feature_variance(model, parts, groups=2), forward),
         "token-to-patch CKA of one block": (lambda: token_patches(model, images, outputs[-1:], batch=n), forward),
         "read-outs for probes, all blocks": (lambda: features(model, images, places=outputs, batch=n), forward),
     }
+    jobs["noise in ten bands of frequency, and none"] = (
+        lambda: answers_under_noise(model, [images], [0.1]),
+        lambda: [forward() for _ in range(11)],
+    )
     lines = []
     for what, (fn, bare) in jobs.items():
         fn(), bare()
         pairs = [(seconds(fn), seconds(bare)) for _ in range(turns)]
         ours, floor = (1e3 * median(side) / n for side in zip(*pairs, strict=True))
-        beside = FLOOR if bare is forward else "bare first block and stage"
+        beside = {forward: FLOOR, entrances: "bare first block and stage"}.get(bare, "eleven bare forward passes")
         lines.append(line(f"{what}, n = {n}", ours, beside, floor, "ms an image"))
     return [*lines, *probes_beside_sklearn(n, 2 if n < 64 else 16)]
 
