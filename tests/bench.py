@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.images import scenes
 from helpers.measures.attention import attention_distance
+from helpers.measures.class_attention import class_attention
 from helpers.measures.feature_variance import feature_variance
 from helpers.measures.fourier import spectra
 from helpers.measures.frequency_noise import answers_under_noise
@@ -40,6 +41,7 @@ from helpers.measures.head_subsets import head_subsets
 from helpers.measures.heatmap import cka_heatmap
 from helpers.measures.hsic import BLOCK
 from helpers.measures.localization import token_patches
+from helpers.measures.patch_shuffle import shuffled_answers
 from helpers.measures.probes import features
 from helpers.measures.receptive_field import effective_receptive_fields
 from helpers.measures.ridge import L2S, ridge
@@ -255,6 +257,11 @@ def analyses(n: int, turns: int) -> list[dict]:
         "token-to-patch CKA of one block": (lambda: token_patches(model, images, outputs[-1:], batch=n), forward),
         "read-outs for probes, all blocks": (lambda: features(model, images, places=outputs, batch=n), forward),
     }
+    jobs["attention of the class token of the zoo's ViT"] = (lambda: class_attention(model, [images]), forward)
+    jobs["patches shuffled in three sizes, and not"] = (
+        lambda: shuffled_answers(model, [images], (8, 16, 32), groups=2),
+        lambda: [forward() for _ in range(4)],
+    )
     jobs["noise in ten bands of frequency, and none"] = (
         lambda: answers_under_noise(model, [images], [0.1]),
         lambda: [forward() for _ in range(11)],
@@ -264,7 +271,8 @@ def analyses(n: int, turns: int) -> list[dict]:
         fn(), bare()
         pairs = [(seconds(fn), seconds(bare)) for _ in range(turns)]
         ours, floor = (1e3 * median(side) / n for side in zip(*pairs, strict=True))
-        beside = {forward: FLOOR, entrances: "bare first block and stage"}.get(bare, "eleven bare forward passes")
+        several = "four bare forward passes" if "shuffled" in what else "eleven bare forward passes"
+        beside = {forward: FLOOR, entrances: "bare first block and stage"}.get(bare, several)
         lines.append(line(f"{what}, n = {n}", ours, beside, floor, "ms an image"))
     return [*lines, *probes_beside_sklearn(n, 2 if n < 64 else 16)]
 
