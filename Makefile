@@ -82,7 +82,7 @@ grade: $(VENV)/installed-course ## grade assignments that were handed in: make g
 	@test -n "$(SUBMISSIONS)" || { echo "Name the folder: make grade SUBMISSIONS=folder" >&2; exit 2; }
 	@$(RUN) -m helpers.building.grading "$(SUBMISSIONS)" $(if $(OUT),--out "$(OUT)")
 
-clean: ## remove everything that was built, but neither the environment nor your own runs in build/own
+clean: ## remove everything that was built, but neither the environment nor your own runs and reports
 	rm -rf *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find helpers tests -name __pycache__ -type d -prune -exec rm -rf {} +
-	test ! -d build || find build -mindepth 1 -maxdepth 1 ! -name own -exec rm -rf {} +
+	test ! -d build || find build -mindepth 1 -maxdepth 1 ! -name own ! -name reports -exec rm -rf {} +

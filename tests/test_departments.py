@@ -18,7 +18,7 @@ FLOORS = [
     ("measures",),
     ("claims", "recorded"),
     ("chapter", "recording"),
-    ("building",),
+    ("building", "reporting"),
 ]
 FLOOR = {department: number for number, floor in enumerate(FLOORS) for department in floor}
 

@@ -52,7 +52,14 @@ def test_make_clean_removes_what_was_built_and_leaves_the_rest(tmp_path):
         "helpers/__pycache__/a.pyc",
         "helpers/images/deep/__pycache__/a.pyc",
     )
-    kept = ("build/own/results/mine.csv", "helpers/images/a.py", "tests/a.py", ".venv/bin/python", "data/zoo/vit.json")
+    kept = (
+        "build/own/results/mine.csv",
+        "build/reports/mine/a.csv",
+        "helpers/images/a.py",
+        "tests/a.py",
+        ".venv/bin/python",
+        "data/zoo/vit.json",
+    )
     for name in built + kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

@@ -46,7 +46,7 @@ def normalise(model: nn.Module, images: Tensor) -> Tensor:
     """Images as the model was trained to see them.
 
     Mean and standard deviation are those of ``model.pretrained_cfg``, which timm's models and the zoo's carry. A model
-    marked by ``resize_for`` is given images of any size, resized to its own.
+    marked by ``resize_for`` takes images of any size, which are resized.
 
     Args:
         model: the model that will take them.
@@ -62,7 +62,7 @@ def normalise(model: nn.Module, images: Tensor) -> Tensor:
     """
     images = pixels(images)
     mean, std = _statistics(model)
-    size = image_size(model) if getattr(model, "resizes_images", False) else None
+    size = getattr(model, "resizes_images", None)
     if size is None:
         _check_shape(model, images)
     _check_range(images)
@@ -79,13 +79,13 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def resize_for(model: nn.Module) -> nn.Module:
-    """The model, marked: ``normalise`` from now on resizes images of another size to what it takes.
+def resize_for(model: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """The model, marked: ``normalise`` from now on resizes its images to this height and width in px.
 
     For a network that stands beside another one and is shown the same images; where its positions lie in these, the
     measures of places cannot know.
     """
-    model.resizes_images = True  # type: ignore[assignment]
+    model.resizes_images = size  # type: ignore[assignment]
     return model
 
 
