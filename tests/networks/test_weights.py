@@ -166,6 +166,9 @@ NESTED = {
 }
 
 
+@pytest.mark.fault(
+    "Networks and weights", "weights that torch.save wrote (.pth, .pt, .bin)", "their tensors are read, nothing is run"
+)
 @pytest.mark.parametrize(
     "nesting, name",
     [("plain", "really a pickle.safetensors"), ("plain", "my 'best' weights.pth"), *((key, "a.bin") for key in NESTED)],
