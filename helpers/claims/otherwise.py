@@ -22,18 +22,21 @@ def otherwise(claim: str, statistic: Callable[..., Any], *tables: pd.DataFrame, 
     Args:
         claim: its id in ``book/claims.yml``.
         statistic: function of the tables to a number for each part of the claim.
-        tables: with a column ``left_out``, all of the same images.
+        tables: with a column ``left_out``, all of the same images; or none of them with it, where only means were kept.
         jumps: as for ``Chapter.judge``: whether the interval is a bootstrap's.
 
     Returns:
-        such as "first 0.41 (0.38 to 0.44), second 0.32 (0.28 to 0.36): it would fail".
+        such as "first 0.41 (0.38 to 0.44), second 0.32 (0.28 to 0.36): it would fail"; of means without intervals.
 
     Raises:
         KeyError: an unknown claim.
         ValueError: not a number for each part, and as ``uncertainty.jackknife``.
     """
     parts = load()[claim].parts
-    if jumps:
+    if means := all("left_out" not in table for table in tables):
+        value = np.atleast_1d(statistic(*tables))
+        ends = np.stack([value, value], -1)
+    elif jumps:
         value, ends = uncertainty.bootstrap(statistic, *tables)
     else:
         value, reach = uncertainty.estimate(statistic, *tables)
@@ -43,7 +46,8 @@ def otherwise(claim: str, statistic: Callable[..., Any], *tables: pd.DataFrame, 
     for part, single, (low, high) in zip(parts, values, ends, strict=True):
         name = "" if part.name == "value" else f"{part.name} "
         unit = f" {part.unit}" if part.unit else ""
-        said.append(f"{name}{number(single, 2)} ({number(low, 2)} to {number(high, 2)}){unit}")
+        reach = "" if means else f" ({number(low, 2)} to {number(high, 2)})"
+        said.append(f"{name}{number(single, 2)}{reach}{unit}")
         words.add(part.criterion.judge(low, high))
     word = FAILS if FAILS in words else HOLDS if words == {HOLDS} else INCONCLUSIVE
     return f"{', '.join(said)}: {WOULD[word]}"

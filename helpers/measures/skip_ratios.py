@@ -222,6 +222,26 @@ def _ordinary(each: list[Tensor], prefix: int) -> Tensor:
     return (~massive).double()
 
 
+def of_tokens(by_token: pd.DataFrame, without: Iterable[int] = ()) -> pd.DataFrame:
+    """Mean ratios of "all", "CLS" and "patches", as in ``SkipRatios.table``, of which some tokens are left out.
+
+    Args:
+        by_token: what ``SkipRatios.by_token`` gives of a transformer whose first token is the class token.
+        without: numbers of tokens, from 0, such as those that are massive in nearly every image.
+
+    Returns:
+        one row a sublayer and kind: sublayer, block, branch, ratio, tokens.
+    """
+    kept = by_token[~by_token["token"].isin(list(without))]
+    kinds = {"all": kept, "CLS": kept[kept["token"] == 0], "patches": kept[kept["token"] > 0]}
+    about = ["sublayer", "block", "branch"]
+    parts = [
+        rows.groupby(about, sort=False, as_index=False)["ratio"].mean().assign(tokens=kind)
+        for kind, rows in kinds.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
 def right_angle(ratio: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
     """Cosines of z + f(z) to z and to f(z) if z and f(z) stood at right angles, from the ratio of their norms."""
     ratio = np.asarray(ratio, dtype=float)

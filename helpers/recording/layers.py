@@ -19,7 +19,7 @@ from helpers.images.sources import ImageSet, batches
 from helpers.measures.massive_tokens import cut
 from helpers.measures.probes import features
 from helpers.measures.receptive_field import effective_receptive_fields
-from helpers.measures.skip_ratios import MEASURES, ORDINARY, skip_ratios
+from helpers.measures.skip_ratios import MEASURES, skip_ratios
 from helpers.networks.places import BRANCH_OUTPUTS, LENGTH, STREAM
 from helpers.networks.taps import taps_for
 from helpers.uncertainty import GROUPS
@@ -110,11 +110,6 @@ def skips(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes
     _skips("skip_ratios", networks, images, where, **notes)
 
 
-def skips_massive(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
-    """Skip ratios of the first network, a transformer, with and without its massive tokens."""
-    _skips("skip_ratios_massive", dict(list(networks.items())[:1]), images, where, **notes)
-
-
 def skips_twins(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes: Any) -> None:
     """The same for the untrained twins of the first two networks, without the numbers of each token."""
     _skips("skip_ratios_untrained", dict(list(networks.items())[:2]), images, where, **notes)
@@ -128,10 +123,7 @@ def _skips(title: str, networks: dict[str, nn.Module], images: ImageSet, where: 
     for name, network in networks.items():
         loader = batches(images, size)
         found = skip_ratios(network, tqdm(loader, desc=f"skip ratios, {name}", unit="batch"))
-        table = found.table().assign(model=name)
-        if title != "skip_ratios_massive":
-            table = table[~table["tokens"].isin(ORDINARY.values())]
-        tables.append(table)
+        tables.append(found.table().assign(model=name))
         if "CLS" in found.tokens and title == "skip_ratios":
             tokens.append(found.by_token().assign(model=name))
     about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "where": where, **notes}

@@ -126,9 +126,6 @@ RECORDINGS = {
     "skip_ratios": Recording(
         record_layers.skips, record_layers.attempt_skips, GROUPS, f"{GROUPS} groups for the jackknife"
     ),
-    "skip_ratios_massive": Recording(
-        record_layers.skips_massive, record_layers.attempt_skips, GROUPS, f"{GROUPS} groups for the jackknife"
-    ),
     "skip_ratios_untrained": Recording(
         record_layers.skips_twins,
         record_layers.attempt_skips,

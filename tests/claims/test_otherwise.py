@@ -27,6 +27,10 @@ def test_a_bootstrap_keeps_whole_numbers():
     assert "turns 1.00 (1.00 to 1.00)" in said and "second −2.00 (−2." in said and said.endswith("it would hold")
 
 
+def test_means_alone_have_no_interval():
+    assert otherwise("R15", of(1, 0.5, 3), TABLE[["x"]]) == "first 2.00, second 1.00, turns 6.00: it would fail"
+
+
 def test_a_number_for_each_part_is_needed():
     with pytest.raises(ValueError, match="zip"):
         otherwise("R15", of(1, 2), TABLE)

@@ -14,6 +14,7 @@ from helpers.measures.skip_ratios import (
     halves,
     late_mlp,
     median_ratio,
+    of_tokens,
     right_angle,
     skip_ratios,
     sublayers,
@@ -74,6 +75,17 @@ def test_the_ratios_of_a_small_vit_by_hand():
                     assert row["whole"] == pytest.approx((norms[0] / norms[1]).mean().item(), rel=1e-4)
             tokens = found.by_token().query("block == @number and branch == @branch")["ratio"]
             assert np.allclose(tokens, each[0].mean(0), rtol=1e-4)
+
+
+def test_means_of_tokens_are_those_of_the_table_and_lack_those_left_out():
+    found = skip_ratios(vit(depth=2), [pictures()], groups=1)
+    about = ["sublayer", "block", "branch", "tokens"]
+    table, means = (rows.set_index(about)["ratio"] for rows in (found.table(), of_tokens(found.by_token())))
+    np.testing.assert_allclose(means, table[means.index], rtol=1e-6)
+    each = found.by_token().set_index(["sublayer", "token"])["ratio"]
+    less = of_tokens(found.by_token(), [1, 3]).set_index(about)["ratio"].xs("patches", level="tokens")
+    for sublayer, ratio in less.droplevel(["block", "branch"]).items():
+        assert ratio == pytest.approx((each[sublayer, 2] + each[sublayer, 4]) / 2)
 
 
 def test_scaled_branches_divide_the_ratio_and_only_whole_images_follow_one_large_token():
