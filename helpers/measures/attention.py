@@ -72,7 +72,7 @@ def distances(attention: Tensor, grid: Grid) -> Tensor:
     sums = torch.bmm(rows, weights)[tokens].unflatten(1, attention.shape[:2])  # (queries, B, heads, 3)
     plain, mass, prefixes = sums.unbind(-1)
     means = [(plain / mass.where(mass > 0, torch.nan)).nanmean((0, 1)), plain.mean((0, 1)), prefixes.mean((0, 1))]
-    return torch.stack(means, dim=1).double().cpu()
+    return torch.stack(means, dim=1).cpu().double()
 
 
 def patches_attended(attention: Tensor, prefix: int) -> Tensor:
@@ -183,10 +183,10 @@ def attended_patches(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK)
 
     def received(attention: Tensor) -> Tensor:
         patches = attention[..., prefix:, prefix:]
-        return (patches / patches.sum(-1, keepdim=True)).mean((1, 2)).sum(0).double().cpu()
+        return (patches / patches.sum(-1, keepdim=True)).mean((1, 2)).sum(0).cpu().double()
 
     def norms(x: Tensor) -> Tensor:
-        return x[:, prefix:].norm(dim=-1).sum(0).double().cpu()
+        return x[:, prefix:].norm(dim=-1).sum(0).cpu().double()
 
     with evaluating(model), attention_maps(model, received) as looked, capture(model, taps, norms) as entered:
         for batch in batches:

@@ -12,6 +12,8 @@ are multiplied, and multiplied by them again in float64: no digit changes by tha
 import torch
 from torch import Tensor
 
+from helpers.networks.inputs import float64
+
 LEAST = 4  # images the unbiased estimate needs: it divides by n − 3
 BLOCK = 64  # rows of a Gram matrix that are computed at once
 SAFE = 2.0**-80, 2.0**80  # largest number of a float32 row, within which its digits are all there
@@ -89,7 +91,7 @@ def gram_row(x: Tensor, debiased: bool = True, dtype: torch.dtype | None = None)
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
     power = power_of_two(x.abs().max())
     scaled = _row(x / power, debiased, dtype)
-    return scaled.double() * power.double() ** 2 if scaled.any() else scaled
+    return float64(scaled) * float64(power) ** 2 if scaled.any() else scaled
 
 
 def _row(x: Tensor, debiased: bool, dtype: torch.dtype | None) -> Tensor:
@@ -136,7 +138,7 @@ def inner_products(rows: Tensor, columns: Tensor | None = None) -> tuple[Tensor,
     else:
         own_x, own_y = x.square().sum(1), y.square().sum(1)
     back = x_power[:, None] * y_power
-    return cross.double() * back, own_x.double() * x_power.square(), own_y.double() * y_power.square()
+    return float64(cross) * back, float64(own_x) * x_power.square(), float64(own_y) * y_power.square()
 
 
 def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,8 +148,8 @@ def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     power = power_of_two(torch.maximum(rows.amax(1), -rows.amin(1)))
     if power.min() > NEAR[0] and power.max() < NEAR[1]:
-        return rows, torch.ones_like(power, dtype=torch.float64)
-    return rows / power[:, None], power.double()
+        return rows, torch.ones_like(float64(power))
+    return rows / power[:, None], float64(power)
 
 
 def hsic_biased(gram_x: Tensor, gram_y: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from helpers.measures.massive_tokens import MASSIVE
 from helpers.measures.streams import at_least_one
-from helpers.networks.inputs import normalise, pixels
+from helpers.networks.inputs import float64, normalise, pixels
 from helpers.networks.positions import has_class_token, prefix_tokens
 from helpers.networks.surgery import SkiplessBlock
 from helpers.networks.taps import Tap, capture, evaluating, taps_for
@@ -203,8 +203,8 @@ def _either(*read: Tensor | None) -> Tensor:
 def _measure(z: Tensor, f: Tensor, axis: int) -> Tensor:
     """Of each token of each image (9, B, positions): ``MEASURES``, whether its branch is not zero, 1, and ‖z‖², ‖f‖²,
     ‖z + f‖²."""
-    zz, ff = (torch.linalg.vector_norm(x, dim=axis).double().square().flatten(1) for x in (z, f))  # (B, positions)
-    zf = (z * f).sum(axis).double().flatten(1)
+    zz, ff = (float64(torch.linalg.vector_norm(x, dim=axis)).square().flatten(1) for x in (z, f))  # (B, positions)
+    zf = float64((z * f).sum(axis)).flatten(1)
     total = zz + 2 * zf + ff
     cosines = ((zz + zf) / (zz * total).sqrt(), (zf + ff) / (ff * total).sqrt(), zf / (zz * ff).sqrt())
     defined = [torch.where((zz > 0) & (total > 0), cosine, 0.0) for cosine in cosines]  # to a zero vector: 0

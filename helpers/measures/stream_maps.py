@@ -119,7 +119,7 @@ def stream_sums(
                         raise ValueError(f"{place.tap.name}: its maps hold numbers that are not finite")
                     if name not in total:
                         total[name] = torch.zeros(groups, *value.shape, dtype=torch.double)
-                    total[name][index % groups] += value.double().cpu()
+                    total[name][index % groups] += value.cpu().double()
         if not images.sum():
             raise ValueError("no images to read the feature maps of")
     return places, sums, images

@@ -8,6 +8,7 @@ import html
 import io
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import papermill
 from IPython.display import HTML, Markdown, display
@@ -36,23 +37,18 @@ code { font-size: .9em } a { color: #0b5394 }
 def build(folder: Path) -> Path:
     """Execute the notebook on the report in a folder, keep it there as ``report.ipynb``, and write ``index.html``.
 
-    Raises RuntimeError, with the cell's error, where the notebook stops.
+    Raises ValueError, with the cell's error, where the notebook stops.
     """
-    executed = folder / "report.ipynb"
-    with files.replacing(executed) as (part,):
-        part = part.with_suffix(".ipynb")
-        try:
-            papermill.execute_notebook(
-                NOTEBOOK, part, {"folder": str(folder)}, kernel_name="python3", cwd=ROOT, progress_bar=False,
-                execution_timeout=TIMEOUT,
-            )  # fmt: skip
-        except papermill.PapermillExecutionError as error:
-            raise RuntimeError(f"the page stops at cell {error.cell_index}: {error.ename}: {error.evalue}") from error
-        finally:
-            if part.exists():
-                part.replace(executed)
-    body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True).from_filename(
-        str(executed)
+    parameters = {"folder": str(folder)}
+    try:
+        done = papermill.execute_notebook(
+            NOTEBOOK, None, parameters, kernel_name="python3", cwd=ROOT, progress_bar=False, execution_timeout=TIMEOUT
+        )
+    except papermill.PapermillExecutionError as error:
+        raise ValueError(f"the page stops at cell {error.cell_index}: {error.ename}: {error.evalue}") from error
+    files.write(folder / "report.ipynb", nbformat.writes(done) + "\n")
+    body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True).from_notebook_node(
+        done
     )
     title = html.escape(folder.name)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
@@ -79,5 +75,5 @@ def figure(drawn: Figure, name: str, caption: str, alt: str) -> None:
 def table(rows: pd.DataFrame, caption: str, digits: int = 2) -> None:
     """Show a table with its caption."""
     text = rows.to_html(index=False, border=0, float_format=lambda x: f"{x:.{digits}f}", na_rep="–")
-    text = text.replace('<table class="dataframe">', f"<table><caption>{html.escape(caption)}</caption>")
+    text = text.replace(text[: text.index(">") + 1], f"<table><caption>{html.escape(caption)}</caption>", 1)
     display(HTML(f'<div class="scroll">{text}</div>'))

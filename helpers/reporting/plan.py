@@ -84,7 +84,12 @@ class Cost:
 
 def jobs(subjects: list[Subject]) -> list[Job]:
     """All that a report asks, in the order in which it is measured; of what does not apply, the reason."""
-    costs = {subject.name: cost(subject) for subject in subjects}
+    costs = {}
+    for subject in subjects:
+        try:
+            costs[subject.name] = cost(subject)
+        except MISFITS as error:
+            raise ValueError(f"{subject.name} cannot be run on its images: {error}") from error
     found = [_similarity(subjects, costs)]
     for measure in MEASURES:
         found += [_single(measure, one, costs[one.name]) for one in subjects if one.role in measure.roles]

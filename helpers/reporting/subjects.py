@@ -79,7 +79,10 @@ def load(name: str, weights: str | None, pretrained: bool = True, seed: int = 0)
         return zoo.load(name, False, seed=seed)
     file = Path(weights).expanduser() if weights else None
     if file is None or file.is_dir():
-        return zoo.load(name, pretrained, file, seed)
+        try:
+            return zoo.load(name, pretrained, file, seed)
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; or give WEIGHTS=none, to look at the architecture alone") from error
     if not file.exists():
         raise ValueError(f"no file and no folder of weights at {file}; give one, or none for random weights")
     return local_weights.model_from_file(name, file, pretrained, seed)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from helpers.networks import zoo
-from helpers.networks.inputs import image_size, normalise, pixels
+from helpers.networks.inputs import float64, image_size, normalise, pixels, resize_for
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.25, 1.0)
 
@@ -212,3 +212,28 @@ def test_a_normalisation_that_cannot_be_is_refused(statistics):
 def test_images_that_hold_no_plain_pixels_are_refused(change, said):
     with pytest.raises(ValueError, match=said):
         normalise(Normalised(mean=MEAN, std=STD, input_size=(3, 4, 4)), change(torch.ones(1, 3, 4, 4)))
+
+
+def test_a_marked_model_is_given_its_own_size_of_images():
+    model = resize_for(Normalised(mean=(0.0,) * 3, std=(1.0,) * 3, input_size=(3, 4, 4)), (4, 4))
+    flat = normalise(model, torch.full((2, 3, 10, 10), 51, dtype=torch.uint8))
+    assert flat.shape == (2, 3, 4, 4) and torch.allclose(flat, torch.tensor(0.2))
+    same = torch.rand(2, 3, 4, 4)
+    assert torch.equal(normalise(model, same), same)
+    halves = torch.zeros(1, 3, 8, 8)
+    halves[..., 4:] = 1  # right half bright: each half keeps its brightness away from the edge between them
+    small = normalise(model, halves)
+    assert small[..., 0].max() < 0.01 and small[..., -1].min() > 0.99
+
+
+def test_double_precision_is_had_on_the_host_where_the_device_has_none():
+    class Apple:
+        device = torch.device("mps")
+
+        def cpu(self):
+            return torch.ones(2)
+
+        def double(self):
+            raise TypeError("MPS has no float64")
+
+    assert float64(Apple()).dtype == float64(torch.ones(2)).dtype == torch.float64
