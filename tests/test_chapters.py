@@ -49,6 +49,7 @@ SMALL = {
     "05_spatial_information": {
         "models": {"ViT": "vit-seed1", "ViT, GAP": "vit-gap", "ResNet": "resnet-seed1"},
         "seeds": {"seed 1": {"ViT": "vit", "ViT, GAP": "vit-gap-seed1", "ResNet": "resnet"}},
+        "masked": "vit-mae-seed1",
         "mirrored": "vit-short-seed1",
         "images": 64,
         "fewer": 64,
