@@ -1,14 +1,20 @@
-"""Recordings of feature maps over frequency and depth, and of noise: small networks, and the book's own."""
+"""Recordings of feature maps over frequency and depth, and of noise: small networks, and the book's own.
+
+The last needs the weights and the photographs: set VIT_BOOK_WEIGHTS and VIT_BOOK_IMAGES to their folders.
+"""
+
+import os
 
 import numpy as np
 import pytest
 import torch
 from samples import noise, pair
 
-from helpers.images.sources import ImageSet, batches, scene_images
+from helpers.images.sources import ImageSet, batches, folder_images, scene_images
 from helpers.measures.feature_variance import feature_variance
 from helpers.measures.fourier import spectra
 from helpers.measures.frequency_noise import BANDS, UnderNoise, answers_under_noise
+from helpers.networks import local_weights, zoo
 from helpers.recorded import recorded_arrays, recorded_table
 from helpers.recording import frequency
 
@@ -90,3 +96,44 @@ def test_noise_on_scenes_is_recorded(tmp_path, monkeypatch):
     table, sidecar = recorded_table("frequency_noise_scenes", tmp_path)
     assert set(table["network"]) == {"vit-small/scenes"} and list(sidecar["models"]) == ["vit-small"]
     assert len(sidecar["models"]["vit-small"]["sha256"]) == 64 and len(table) == 2
+
+
+@pytest.mark.parametrize("suffix", ["", "_untrained"])
+def test_the_books_own_maps_hang_together(suffix):
+    spectra_table, sidecar = recorded_table(f"spectra{suffix}")
+    variance, _ = recorded_table(f"feature_variance{suffix}")
+    keys = ["place", "block", "after", "opens", "left_out", "model", "images"]
+    both = spectra_table.merge(variance, on=keys)
+    assert len(both) == len(spectra_table) == len(variance) and sidecar["images"]["count"] == frequency.MAP_IMAGES
+    np.testing.assert_allclose(both["ac"], both["relative"], atol=1e-4)  # Parseval
+    np.testing.assert_allclose(both["top"], both["log_top"] - both["log_dc"], atol=1e-6)
+    whole = both[(both["left_out"] == -1) & (both["images"] == "as they are")]
+    assert whole.groupby("model").size().to_dict() == {"resnet50": 1 + 13, "vit_tiny_patch16_224": 1 + 24}
+    vit, resnet = (whole[whole["model"] == name] for name in ("vit_tiny_patch16_224", "resnet50"))
+    assert set(vit["rows"]) == {14} and vit["top_frequency"].iloc[0] == pytest.approx(6 / 7)
+    assert list(resnet.loc[resnet["opens"], "place"]) == ["layer1.0", "layer2.0", "layer3.0"]
+    assert resnet["rows"].tolist() == [56] * 4 + [28] * 4 + [14] * 6
+    curves, _ = recorded_table(f"spectra_curves{suffix}")
+    last = curves[(curves["frequency"] == 1) & (curves["images"] == "as they are")].set_index(["model", "place"])
+    np.testing.assert_allclose(
+        last["amplitude"], whole.set_index(["model", "place"])["nyquist"].loc[last.index], atol=1e-6
+    )
+
+
+@pytest.mark.skipif(
+    not {local_weights.WEIGHTS_VARIABLE, "VIT_BOOK_IMAGES"} <= set(os.environ),
+    reason="set VIT_BOOK_WEIGHTS and VIT_BOOK_IMAGES to compute recorded numbers again",
+)
+def test_the_first_groups_give_the_recorded_maps_again():
+    """All images but those of one group are what the table has without it: so a group is what is left of all."""
+    table, sidecar = recorded_table("spectra")
+    images = folder_images(os.environ["VIT_BOOK_IMAGES"])
+    assert images.describe()["sha256"] == sidecar["images"]["sha256"], "these are not the photographs of the recording"
+    count, name = sidecar["images"]["count"], "vit_tiny_patch16_224"
+    size = count // sidecar["groups"]
+    again = spectra(zoo.load(name), [next(iter(batches(images, size)))[0]]).table()
+    own = table[(table["model"] == name) & (table["images"] == "as they are")]
+    for column in ("log_top", "log_dc"):  # means over images
+        of_all, without = (own.loc[own["left_out"] == group, column].to_numpy() for group in (-1, 0))
+        first = (count * of_all - (count - size) * without) / size
+        np.testing.assert_allclose(again[column], first, atol=2e-3)
