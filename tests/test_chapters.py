@@ -77,6 +77,15 @@ SMALL = {
         "looked": 32,
         "seed": 1,
     },
+    "07_inside_a_vit": {
+        "models": {"ViT": "vit-seed1", "ResNet": "resnet-seed1"},
+        "seeds": ["vit", "not trained yet"],
+        "mirrored": "vit-short-seed1",
+        "encodings": {"learned": ["vit-short", "vit-short-seed1"], "none": ["not trained yet"]},
+        "images": 32,
+        "draws": 5,
+        "seed": 1,
+    },
 }
 
 TWO_ERRORS = {"01_similarity"}  # draws two errors to either side, and says so
