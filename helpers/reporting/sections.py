@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import plots, uncertainty
+from helpers.claims.registry import number
 from helpers.measures.cka_result import CKAResult
 from helpers.measures.receptive_field import uniform_radius
 from helpers.measures.structure import frame, off_diagonal, places
@@ -33,13 +34,6 @@ def similarity(report: Report) -> None:
     beside = [other for other in report.beside() if other in result.models]
     maps |= {f"with {other}": frame(result, other, name) for other in beside}
     axes = {heading: ("model", heading.removeprefix("with ") if "with " in heading else "model") for heading in maps}
-    figure(
-        plots.cka_heatmaps(maps, names=axes), "similarity",
-        f"CKA between all places of {name}, of its untrained twin, and of {name} with the networks beside it. "
-        f"{result.n_images:,} images in batches of {result.batch}.",
-        f"{len(maps)} heat-maps of CKA from 0 (dark) to 1 (bright), one within {name}; the brightness of each is told "
-        "in the paragraph below.",
-    )  # fmt: skip
     rows = [_pairs(result, one, label) for one, label in ((name, "the model"), (twin, "its untrained twin"))
             if one in result.models]  # fmt: skip
     if result.control is not None:
@@ -47,12 +41,18 @@ def similarity(report: Report) -> None:
     found = pd.DataFrame(rows)
     own, *others = found.to_dict("records")
     told = f"Two different places of the model have a CKA of {own['mean CKA']:.2f} ± {own['±']:.2f} on average"
-    told += "".join(f", {other['of']} has {other['mean CKA']:.2f}" for other in others)
+    told += "".join(f", {other['of']} has {number(other['mean CKA'], 2)}" for other in others)
     best = {other: frame(result, other, name).to_numpy() for other in beside}
     told += "".join(
         f". With {other} the closest pair of places has {np.nanmax(m):.2f}, the average pair {np.nanmean(m):.2f}"
         for other, m in best.items()
     )
+    figure(
+        plots.cka_heatmaps(maps, names=axes), "similarity",
+        f"CKA between all places of {name}, of its untrained twin, and of {name} with the networks beside it. "
+        f"{result.n_images:,} images in batches of {result.batch}.",
+        f"{len(maps)} heat-maps of CKA from 0 (dark) to 1 (bright): {', '.join(maps)}. {told}.",
+    )  # fmt: skip
     prose(told + ". What an untrained network has as well was not learnt; what is left of shuffled images is "
           "the error of the estimate.")  # fmt: skip
     table(found, "Mean CKA over pairs of two different places, with half a 95 % interval over images.")
@@ -150,8 +150,9 @@ def fields(report: Report) -> None:
     ax = plots.line_band(lines, x="depth", y="radius (share of the image's side)", hue="network", markers=False)
     ax.set(ylim=(0, None))
     figure(
-        ax.figure, "fields", "Radius of the effective receptive field over depth.",
-        f"Lines of the radius over depth, from 0 to 1, for {', '.join(stream)}.",
+        ax.figure, "fields", "Radius of the effective receptive field over depth, as a share of the image's side.",
+        "Lines of the radius over depth. " + " ".join(_ends(name, one["radius"] / sides[name]) for name, one in
+                                                       stream.items()),
     )  # fmt: skip
     table_, maps = found
     own = stream[report.name]
@@ -201,7 +202,8 @@ def skips(report: Report) -> None:
     ax.axhline(1, color=plots.INK, linestyle=":", linewidth=1.2)
     figure(
         ax.figure, "skips", "Norm of the skip over that of its branch, mean over tokens, over depth. Dotted: as large.",
-        "Lines of the ratio over depth on a logarithmic axis, with a dotted line at one.",
+        "Lines of the ratio over depth on a logarithmic axis, with a dotted line at one. "
+        + " ".join(_ends(one["network"].iloc[0], one["ratio, skip over branch"]) for one in rows),
     )  # fmt: skip
     means = whole(own[own["tokens"] == "all"])
     low, high = means.loc[means["ratio"].idxmin()], means.loc[means["ratio"].idxmax()]
@@ -234,7 +236,8 @@ def localisation(report: Report) -> None:
     ax.set(ylim=(0, 1.03))
     figure(
         ax.figure, "localisation", "Share of inner positions most similar to their own patch. Of networks with stages "
-        "only the last one is read.", "Lines of the hit rate over depth, from 0 to 1.",
+        "only the last one is read.", "Lines of the hit rate over depth, from 0 to 1. "
+        + " ".join(_ends(one["network"].iloc[0], one["hit rate"]) for one in rows),
     )  # fmt: skip
     mine = whole(own[own["model"] == report.name])
     first, last = mine.iloc[0], mine.iloc[-1]
@@ -273,7 +276,8 @@ def probes(report: Report) -> None:
     figure(
         ax.figure, "probes",
         "Accuracy of linear probes on the mean of all positions, from 10 images a class; bands: 95 %.",
-        "Lines of accuracy over depth with a band of error around each.",
+        "Lines of accuracy over depth with a band of error around each. "
+        + " ".join(_ends(one["network"].iloc[0], one["accuracy"]) for one in parts),
     )  # fmt: skip
     scored = own[own["images"] == "all"]
     best = scored.loc[scored.groupby(["read_out", "shots"])["accuracy"].idxmax()]
@@ -286,6 +290,11 @@ def probes(report: Report) -> None:
         f"those learnt from: {int(top['n']):,} of them."
     )
     table(best[list(columns)].rename(columns=columns), "The best place for each read-out.")
+
+
+def _ends(name: str, values: pd.Series) -> str:
+    """How a line goes from the lowest to the highest place, in words."""
+    return f"That of {name} begins at {values.iloc[0]:.2f} and ends at {values.iloc[-1]:.2f}."
 
 
 def _compared(report: Report) -> list[str]:

@@ -5,7 +5,7 @@ from torch import nn
 
 from helpers.networks.adapter import Adapter
 
-SIZE, PATCH, WIDTH = 32, 8, 16
+SIZE, PATCH, WIDTH = 48, 8, 16
 IMAGES = {"size": SIZE, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 
 

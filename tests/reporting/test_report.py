@@ -20,7 +20,7 @@ from helpers.reporting import claims, plan, report, subjects
 from helpers.reporting.stored import Report
 
 OWN = Path(__file__).with_name("networks_of_ones_own.py")
-PHOTOGRAPHS = 72
+PHOTOGRAPHS, SIZE = 72, 48
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +39,7 @@ def photographs(tmp_path_factory):
         file = folder / ("dark", "light")[i % 2] / f"{i}.png"
         file.parent.mkdir(exist_ok=True)
         noise = np.random.default_rng(i).integers(0, 128, (4, 4, 3)) + 100 * (i % 2)
-        Image.fromarray(noise.astype(np.uint8)).resize((32, 32)).save(file)
+        Image.fromarray(noise.astype(np.uint8)).resize((SIZE, SIZE)).save(file)
     return str(folder)
 
 
@@ -87,7 +87,7 @@ def test_the_numbers_of_the_page_are_those_of_its_tables(made):
 
 def test_the_tables_are_those_of_the_measures(made, photographs):
     network = subjects.load(f"{OWN}:tokens", None)
-    images = subjects.folder_images(photographs, 32, crop=subjects.CROP_SHARE)
+    images = subjects.folder_images(photographs, SIZE, crop=subjects.CROP_SHARE)
     table = Report(made).table("attention_distance")
     pictures = torch.stack([images[i][0] for i in range(len(images))])
     expected = attention_distance(network, pictures.split(PHOTOGRAPHS // 16))
