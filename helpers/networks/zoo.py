@@ -53,7 +53,7 @@ def is_current(card: Card) -> bool:
     """Whether the stored card has the architecture, recipe, corpus and seed that this one has."""
     stored = {**asdict(Card(card.name, card.family, "")), **_stored_card(card.name)}
     stored["recipe"] = {**asdict(Recipe()), **stored["recipe"]}  # what a card does not mention is as it was by default
-    wanted = json.loads(json.dumps(asdict(card)))
+    stored, wanted = (json.loads(json.dumps(about)) for about in (stored, asdict(card)))
     return all(stored[key] == value for key, value in wanted.items() if key != "about")
 
 
