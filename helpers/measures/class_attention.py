@@ -8,6 +8,7 @@ reads, at this block, not what of it matters to the answer.
 from collections.abc import Iterable
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def on_object_by_head(maps: Tensor, masks: Tensor, groups: int = GROUPS) -> pd.D
     own, area = torch.einsum("bkhrc,brc->bkh", maps, covered), masks.double().mean((1, 2))
     group = torch.arange(len(maps)) % groups
 
-    def measure(left_out: int | None) -> dict[str, Tensor | float]:
+    def measure(left_out: int | None) -> dict[str, np.ndarray]:
         kept = group != (-1 if left_out is None else left_out)
         common = torch.einsum("khrc,rc->kh", maps[kept].mean(0), covered[kept].mean(0)).flatten()
         share, of_image = own[kept].mean(0).flatten(), float(area[kept].mean())

@@ -83,8 +83,7 @@ def hybrid(**network: Any) -> nn.Module:
     A stem and two stages of three bottleneck blocks, which halve the image three times: one token for 8 × 8 pixels.
     """
     layers: dict[str, Any] = {"conv_layer": StdConv2dSame, "norm_layer": partial(GroupNormAct, num_groups=8)}
-    resnet = ResNetV2(
-        layers=(3, 3), channels=(64, 128), num_classes=0, global_pool="", preact=False, stem_type="same", **layers
-    )
+    layers |= {"layers": (3, 3), "channels": (64, 128), "preact": False, "stem_type": "same"}
+    resnet = ResNetV2(num_classes=0, global_pool="", **layers)
     network = {key: value for key, value in network.items() if key != "patch_size"}
     return VisionTransformer(embed_layer=partial(HybridEmbed, backbone=resnet), patch_size=1, **network)

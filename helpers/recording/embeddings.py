@@ -40,7 +40,8 @@ def attempt_filters(networks: dict[str, nn.Module], few: Tensor) -> None:
 def attempt_positions(networks: dict[str, nn.Module], few: Tensor) -> None:
     """Its position embeddings. Raises ValueError for a network without, and for too small a grid."""
     embeddings = position_embedding.position_embeddings(_first(networks)[1])
-    position_embedding.row_and_column(position_embedding.cosines(embeddings), embeddings.shape[:2])
+    rows, columns, _ = embeddings.shape
+    position_embedding.row_and_column(position_embedding.cosines(embeddings), (rows, columns))
 
 
 def attempt_class(networks: dict[str, nn.Module], few: Tensor) -> None:
