@@ -107,6 +107,12 @@ def bootstrap_groups(
 ) -> tuple[Any, Any]:
     """A value and its 95 % interval, by drawing groups of images with replacement (Efron & Tibshirani 1993).
 
+    The quantiles are not the 2.5 and 97.5 % of the plain percentile interval, which of sixteen groups covers a mean
+    in 91 % of cases: draws of few groups spread too little, and a normal quantile is too small for them. They are
+    expanded so that the interval of a mean is that of Student's t (Hesterberg 2015, "What teachers should know about
+    the bootstrap"): of sixteen groups the 1.4 and 98.6 %. Correcting for bias and skew (BCa) was tried as well,
+    and gains nothing for so few groups.
+
     Args:
         value: the number, or the array (K,), that all groups give.
         of_drawn: the numbers of the drawn groups (groups,), some of them repeated → the value that these give.
@@ -115,12 +121,13 @@ def bootstrap_groups(
         seed: of the draws.
 
     Returns:
-        the value, and its interval (low, high) or (K, 2): from the 2.5 % to the 97.5 % quantile of the draws, and
-        wider where the value itself lies outside of these.
+        the value, and its interval (low, high) or (K, 2), between two quantiles of the draws, and wider where the value
+        itself lies outside of these.
     """
     rng = np.random.default_rng(seed)
+    tail = float(stats.norm.sf(quantile(groups) * math.sqrt(groups / (groups - 1))))
     draws = [np.asarray(of_drawn(rng.integers(groups, size=groups)), dtype=float) for _ in range(times)]
-    low, high = np.quantile(np.stack(draws), [0.025, 0.975], axis=0)
+    low, high = np.quantile(np.stack(draws), [tail, 1 - tail], axis=0)
     value = np.asarray(value, dtype=float)
     ends = np.stack([np.minimum(low, value), np.maximum(high, value)], -1)
     return (value, ends) if value.ndim else (float(value), tuple(map(float, ends)))

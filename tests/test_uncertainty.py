@@ -63,7 +63,7 @@ def test_of_a_mean_both_give_its_standard_error():
     again, (low, high) = bootstrap(lambda t: t["x"].iloc[0], table)
     assert value == again == pytest.approx(groups.mean())
     assert stderr == pytest.approx(groups.std(ddof=1) / 20)
-    assert (high - low) / 2 == pytest.approx(1.96 * stderr, rel=0.1) and low < value < high
+    assert (high - low) / 2 == pytest.approx(1.96 * stderr, rel=0.15) and low < value < high
 
 
 def test_a_rank_that_no_single_group_can_change_still_has_an_interval():
@@ -88,12 +88,21 @@ def test_both_take_the_same_groups_of_all_tables():
     assert stderr[1] == pytest.approx(groups[:, 0].std(ddof=1) / 4)
 
 
-def test_the_bootstraps_interval_covers_the_truth():
-    rng, covered = np.random.default_rng(2), 0
-    for _ in range(100):
-        _, (low, high) = bootstrap(lambda t: t["x"].max(), left_out(rng.normal([0, 3], 1, (16, 2))), times=200)
-        covered += low <= 3 <= high
-    assert 86 <= covered <= 99  # 95 asked for; with sixteen groups quantiles fall a little short of it
+@pytest.mark.parametrize("groups", [8, 16])
+def test_the_bootstraps_interval_covers_the_truth_as_often_as_students_t(groups):
+    """Of a mean, and of a maximum that is one, over few groups; the plain percentile interval covers 87 and 91 %."""
+    rng = np.random.default_rng(2)
+    ends = [
+        bootstrap_groups(means.mean(0).max(), lambda drawn, m=means: m[drawn].mean(0).max(), groups, times=400)[1]
+        for means in rng.normal([0, 3], 1, (600, groups, 2))
+    ]
+    assert 0.93 <= np.mean([low <= 3 <= high for low, high in ends]) <= 0.975
+
+
+def test_of_few_groups_the_bootstraps_interval_of_a_mean_is_students():
+    means = np.random.default_rng(9).normal(0, 1, 16)
+    _, (low, high) = bootstrap_groups(means.mean(), lambda drawn: means[drawn].mean(), 16, times=20_000)
+    assert (low, high) == pytest.approx(student.interval(0.95, 15, means.mean(), means.std(ddof=1) / 4), abs=0.05)
 
 
 def test_an_interval_holds_its_value():

@@ -104,7 +104,8 @@ def ratio(hsic: Any, self_x: Any, self_y: Any) -> Any:
 class Sums:
     """Sums of HSICs over the batches of each jackknife group: all that CKA and its error need. Numpy arrays.
 
-    ``cross`` (G, L, M), ``self_x`` (G, L), ``self_y`` (G, M) float64; ``batches`` and ``images`` (G,) whole numbers.
+    ``cross`` (G, L, M), ``self_x`` (G, L), ``self_y`` (G, M) float64, each batch's HSIC times its number of images;
+    ``batches`` and ``images`` (G,) whole numbers.
     """
 
     cross: np.ndarray
@@ -125,7 +126,7 @@ class Sums:
     def statistic(self, fn: Callable[[np.ndarray], Any]) -> tuple[Any, Any]:
         """``fn`` of the CKA matrix, and its standard error by the delete-one-group jackknife.
 
-        Groups of unequal numbers of batches are weighted accordingly (``uncertainty.weighted_jackknife``). The error is
+        Groups of unequal numbers of images are weighted accordingly (``uncertainty.weighted_jackknife``). The error is
         NaN below two groups with data. ``fn`` may return a number or an array.
         """
         value = np.asarray(fn(self.cka()), dtype=np.float64)
@@ -134,8 +135,14 @@ class Sums:
             stderr = np.full_like(value, np.nan)
         else:
             left_out = np.stack([np.asarray(fn(self.cka(without=int(group))), dtype=np.float64) for group in groups])
-            stderr = weighted_jackknife(value, left_out, self.batches[groups] / self.batches.sum())
+            stderr = weighted_jackknife(value, left_out, self.images[groups] / self.images.sum())
         return (value, stderr) if value.ndim else (float(value), float(stderr))
+
+    def weighted(self) -> "Sums":
+        """Sums of HSICs that counted alike, each now times its images; the batches of a group are taken as equal."""
+        size = self.images / np.maximum(self.batches, 1)
+        parts = self.cross * size[:, None, None], self.self_x * size[:, None], self.self_y * size[:, None]
+        return Sums(*parts, self.batches, self.images)
 
     @property
     def groups(self) -> int:
@@ -168,8 +175,9 @@ class MinibatchCKA(Metric):
     """CKA of L layers from minibatches: HSICs are summed over batches, and the ratio is taken of the sums.
 
     ``update(rows)`` adds a batch, given the stacked ``gram_row`` of each layer (Nguyen, Raghu & Kornblith 2021).
-    Each batch counts once with its own normalisation, whatever its number of images. With ``others`` the rows
-    of M other layers (or of shuffled images) are compared with those of the L layers, and matrices are (L, M).
+    Each batch has its own normalisation and counts by its number of images, so that a small last one, whose HSIC is
+    less sure, does not weigh as much as the others. With ``others`` the rows of M other layers (or of shuffled
+    images) are compared with those of the L layers, and matrices are (L, M).
 
     Batch b adds to jackknife group b mod 16. All states are sums, so they merge over processes: let rank r of R
     process the whole batches r, r + R, … of the single-process order and say so with ``batch_index``; without it
@@ -208,11 +216,12 @@ class MinibatchCKA(Metric):
         cross, self_x, self_y = inner_products(rows, others)
         if not (self_x.isfinite().all() and self_y.isfinite().all()):
             raise ValueError("the rows hold NaN or infinite values; look at what the network was given")
-        self.cross[group] += cross.to(self.cross)
-        self.self_x[group] += self_x.to(self.self_x)
-        self.self_y[group] += self_y.to(self.self_y)
+        images = round(size**0.5)
+        self.cross[group] += images * cross.to(self.cross)
+        self.self_x[group] += images * self_x.to(self.self_x)
+        self.self_y[group] += images * self_y.to(self.self_y)
         self.batches[group] += 1
-        self.images[group] += round(size**0.5)
+        self.images[group] += images
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """``update``, then the matrix of everything so far."""

@@ -14,6 +14,9 @@ from safetensors.numpy import save_file
 from helpers.measures.cka import Sums, bootstrap
 from helpers.networks.taps import nearest
 
+ALIKE = "summed over minibatches"  # what was recorded at first: every batch counted alike, however small
+SUMMED = f"{ALIKE} by their images"
+
 
 @dataclass(frozen=True)
 class CKAResult:
@@ -134,14 +137,19 @@ class CKAResult:
 
     @classmethod
     def load(cls, path: str | Path) -> "CKAResult":
-        """Read what ``save`` wrote."""
+        """Read what ``save`` wrote. Batches that counted alike, in files of an earlier version, get their weights."""
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}
             about = {name: json.loads(text) for name, text in file.metadata().items()}
         about = about.get("cka", about)  # one entry, since the order of several is not fixed; at first there were two
 
+        estimator = about["info"]["estimator"]
+        if alike := estimator.endswith(ALIKE):
+            about["info"]["estimator"] = estimator.removesuffix(ALIKE) + SUMMED
+
         def sums(prefix: str) -> Sums:
-            return Sums(*(arrays[prefix + name] for name in Sums.__dataclass_fields__))
+            found = Sums(*(arrays[prefix + name] for name in Sums.__dataclass_fields__))
+            return found.weighted() if alike else found
 
         result = cls(sums(""), pd.DataFrame(about["taps"]), arrays["rows"], arrays["columns"], **about["info"])
         if "control.cross" not in arrays:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers.measures.cka import LEAST, MinibatchCKA, gram_row
-from helpers.measures.cka_result import CKAResult
+from helpers.measures.cka_result import SUMMED, CKAResult
 from helpers.measures.streams import hashes, warn_of_repeated
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.taps import Tap, capture, evaluating, taps_for
@@ -47,7 +47,7 @@ def cka_heatmap(
     Args:
         models: label → network; run in eval mode where its weights are, its modes restored at the end.
         loader: batches of images (n, 3, H, W), or tuples that begin with them. Read once, so it may shuffle. A last,
-            smaller batch counts with its own normalisation; below 4 images it is left out (``result.skipped``).
+            smaller batch counts by its number of images; below 4 images it is left out (``result.skipped``).
         kinds: kinds of taps (``taps.KINDS``) for all models, or label → kinds or ``Tap``s; all taps by default.
         batches: how many batches to read; all by default.
         progress: show a bar with images a second.
@@ -114,7 +114,7 @@ def cka_heatmap(
     result = CKAResult(
         sums, places, everything, everything,
         n_images=int(sums.images.sum()), batch=size, batches=used, skipped=skipped,
-        estimator="HSIC, unbiased, summed over minibatches" if debiased else "HSIC, biased, summed over minibatches",
+        estimator=f"HSIC, {'unbiased' if debiased else 'biased'}, {SUMMED}",
         dtype=str(gram_dtype).removeprefix("torch."), shuffle=shuffle,
     )  # fmt: skip
     return result if shuffle is None else replace(result, control=replace(result, sums=control.sums()))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from helpers import files, results
 from helpers.images.sources import ImageSet, batches
 from helpers.measures.cka import LEAST, MinibatchCKA, gram_row, row_of_gram
+from helpers.measures.cka_result import SUMMED
 from helpers.measures.heatmap import CKAResult, cka_heatmap
 from helpers.measures.massive_tokens import VIEWS, statistics, views
 from helpers.networks.inputs import normalise
@@ -168,7 +169,7 @@ def _result(metric: MinibatchCKA, places: list[tuple], batch: int, images: int) 
     return CKAResult(
         sums, pd.DataFrame(places, columns=["model", "name", "kind", "depth"]), everything, everything,
         n_images=used, batch=batch, batches=int(sums.batches.sum()), skipped=images - used,
-        estimator="HSIC, unbiased, summed over minibatches", dtype="float32",
+        estimator=f"HSIC, unbiased, {SUMMED}", dtype="float32",
     )  # fmt: skip
 
 

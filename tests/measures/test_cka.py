@@ -11,6 +11,7 @@ from torch import Tensor
 
 from helpers.measures.cka import (
     MinibatchCKA,
+    Sums,
     bootstrap,
     center_gram,
     cka,
@@ -19,6 +20,7 @@ from helpers.measures.cka import (
     gram_row,
     hsic_biased,
     hsic_unbiased,
+    inner_products,
 )
 
 # ---- Independent derivations --------------------------------------------------------------------
@@ -266,13 +268,46 @@ def test_one_matrix_product_equals_the_loop_over_pairs_with_an_unequal_last_batc
         metric.update(rows_of(batch))
     hsic = np.zeros((4, 4))
     for batch, i, j in itertools.product(batches, range(4), range(4)):
-        hsic[i, j] += song(batch[i] @ batch[i].T, batch[j] @ batch[j].T)
+        hsic[i, j] += len(batch[i]) * song(batch[i] @ batch[i].T, batch[j] @ batch[j].T)
     expected = hsic[:3, :3] / np.sqrt(np.outer(hsic.diagonal()[:3], hsic.diagonal()[:3]))
     matrix = metric.compute().numpy()
     np.testing.assert_allclose(matrix[:3, :3], expected, atol=1e-10)
     assert np.isnan(matrix[3]).all() and np.isnan(matrix[:, 3]).all()
     np.testing.assert_allclose(matrix[:3, :3].diagonal(), 1, atol=1e-12)
     assert metric.sums().images.sum() == 333 and metric.sums().batches.sum() == 9
+
+
+def test_a_small_last_batch_weighs_by_its_images_and_what_counted_alike_is_weighted_so():
+    batches = [
+        torch.stack([gram_row(x) for x in part]) for part in zip(*(x.split(40) for x in layers()[:3]), strict=True)
+    ]
+    metric, alike = MinibatchCKA(3), []
+    for rows in batches:
+        metric.update(rows)
+        alike.append(inner_products(rows)[0].double().numpy())
+    sums = metric.sums()
+    images = np.array([40] * 8 + [13])
+    assert sums.images[:9].tolist() == images.tolist()
+    own = np.stack([cross.diagonal() for cross in alike])
+    former = Sums(np.stack(alike), own, own, np.ones(9, int), images).weighted()
+    np.testing.assert_allclose(former.cka(), sums.cka(), atol=1e-12)
+    np.testing.assert_allclose(former.statistic(lambda m: m)[1], sums.statistic(lambda m: m)[1], atol=1e-12)
+
+
+def test_weighing_batches_by_their_images_is_surer_than_counting_them_alike():
+    generator, spread = torch.Generator().manual_seed(0), {"by images": [], "alike": []}
+    for _ in range(300):
+        metric, parts = MinibatchCKA(2), []
+        for size in (64, 64, 8, 8):
+            shared = torch.randn(size, 4, generator=generator)
+            x, y = (shared + torch.randn(size, 4, generator=generator) for _ in range(2))
+            rows = torch.stack([gram_row(x), gram_row(y)])
+            metric.update(rows)
+            parts.append(inner_products(rows)[0].double())
+        total = sum(parts)
+        spread["by images"].append(float(metric.compute()[0, 1]))
+        spread["alike"].append(float(total[0, 1] / (total[0, 0] * total[1, 1]).sqrt()))
+    assert np.std(spread["by images"]) < 0.8 * np.std(spread["alike"])
 
 
 def test_across_equals_the_block_of_within():

@@ -142,6 +142,8 @@ def test_small_last_batches_are_counted_or_skipped_and_said():
     assert (whole.n_images, whole.batches, whole.skipped) == (52, 4, 0)
     parts = [cka_heatmap(model, [x], ["resid_post"]).sums for x in pictures(52).split(16)]
     np.testing.assert_allclose(whole.sums.cross.sum(0), sum(part.cross.sum(0) for part in parts), rtol=1e-6)
+    weights = [part.images.sum() for part in parts]
+    assert weights == [16, 16, 16, 4]
     cut = cka_heatmap(model, pictures(51).split(16), ["resid_post"])
     assert (cut.n_images, cut.batches, cut.skipped) == (48, 3, 3)
     np.testing.assert_array_equal(cut.matrix, cka_heatmap(model, pictures(51)[:48].split(16), ["resid_post"]).matrix)
