@@ -95,8 +95,9 @@ class Claim:
     changed: Mapping[str, str] | None = None
 
     def fingerprint(self) -> str:
-        """A hash of the statistics and criteria: it changes when the test of the claim does, not with its prose."""
-        test = [[part.name, " ".join(part.statistic.split()), asdict(part.criterion)] for part in self.parts]
+        """A hash of statistics, criteria and tracks: it changes when the test of the claim does, not with its prose."""
+        test: list[Any] = [[part.name, " ".join(part.statistic.split()), asdict(part.criterion)] for part in self.parts]
+        test.append(sorted(self.tracks))
         return hashlib.sha256(json.dumps(test, sort_keys=True).encode()).hexdigest()[:12]
 
 

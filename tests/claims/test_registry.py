@@ -18,11 +18,12 @@ def test_every_claim_of_the_three_papers_is_there_once():
     assert set(registry.load()) == {f"{letter}{i}" for letter, last in wanted for i in range(1, last + 1)}
 
 
-def test_what_chapter_2_measures_is_measured_on_both_tracks():
+def test_what_chapter_2_measures_is_measured_on_both_tracks_where_a_whole_resnet_is_not_needed():
     measured = {claim.id for claim in registry.load().values() if claim.chapter == CHAPTER}
     assert measured == {"R1", "R2", "R3", "R4", "R5", "R6", "R30"}
     for name in measured:
-        assert registry.load()[name].status == "measured" and registry.load()[name].tracks == ("scenes", "imagenet")
+        tracks = ("scenes",) if name in ("R1", "R2", "R5") else ("scenes", "imagenet")
+        assert registry.load()[name].status == "measured" and registry.load()[name].tracks == tracks
 
 
 def test_criteria_have_not_changed_since_they_were_first_measured(root):
