@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from helpers.images.scenes import Scenes
 from helpers.measures.cka_result import CKAResult
 from helpers.measures.probes import features, probe_scores
-from helpers.measures.structure import Places, between
+from helpers.measures.structure import Places, apart, between
 from helpers.networks.places import OUTPUTS
 from helpers.networks.taps import taps_for
 from helpers.uncertainty import difference_of_shares, estimate, interval
@@ -81,15 +81,20 @@ def data_needed(
     return np.array([order, curves[0, :2].mean() / same_block(matrix, full, second)[:2].mean()])
 
 
-def larger_minus_smaller(
-    matrix: np.ndarray, larger: tuple[np.ndarray, np.ndarray], smaller: tuple[np.ndarray, np.ndarray]
-) -> float:
-    """R25: CKA of a fraction's model to all data at the ends of the four quarters, of the larger minus the smaller ViT.
+def how_far(matrix: np.ndarray, part: np.ndarray, untrained: np.ndarray, full: np.ndarray, second: np.ndarray) -> float:
+    """How far part of the data bring a network from an untrained one (0) to one trained on all data (1).
 
-    Each pair: blocks of the model on the fraction, and of the model of its size on all data from another seed.
+    By its CKA to a network trained on all data from another seed, ``second``, at the ends of the four quarters. Each
+    argument: where a network's blocks stand, ``part`` trained on part of the data, ``full`` on all of them.
     """
-    reached = [same_block(matrix, *pair)[quarters(len(pair[0]))].mean() for pair in (larger, smaller)]
-    return float(reached[0] - reached[1])
+    ends = quarters(len(second))
+    floor, reached, ceiling = (same_block(matrix, one, second)[ends].mean() for one in (untrained, part, full))
+    return float((reached - floor) / (ceiling - floor))
+
+
+def larger_minus_smaller(matrix: np.ndarray, larger: Sequence[np.ndarray], smaller: Sequence[np.ndarray]) -> float:
+    """R25: how far the same share of the data brings the larger ViT, minus the smaller; see ``how_far``."""
+    return how_far(matrix, *larger) - how_far(matrix, *smaller)
 
 
 def kept(matrix: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -111,8 +116,9 @@ def kinship(matrix: np.ndarray, network: Places, a: Places, b: Places) -> float:
 def split(matrix: np.ndarray, network: Places) -> tuple[float, float]:
     """The cut of a network's places into two consecutive groups that sets them apart most: contrast, and its depth.
 
-    Contrast: mean CKA over pairs of two different places of one group minus that over pairs from different groups.
-    Each group has at least two places. Depth: midway between the last place of the one and the first of the other.
+    Contrast: mean CKA over pairs of places of one group minus that over pairs from different groups that lie as many
+    places apart (``structure.apart``). Each group has at least two places. Depth: midway between the last place of the
+    one and the first of the other.
 
     Raises ``ValueError`` for fewer than four places.
     """
@@ -120,19 +126,14 @@ def split(matrix: np.ndarray, network: Places) -> tuple[float, float]:
     count = len(own)
     if count < 2 * LEAST:
         raise ValueError(f"{count} places cannot be split in two groups of at least {LEAST}")
-    i, j = np.triu_indices(count, 1)
-    pairs, contrasts = own[i, j], {}
-    for cut in range(LEAST, count - LEAST + 1):
-        same = (i < cut) == (j < cut)
-        contrasts[cut] = pairs[same].mean() - pairs[~same].mean()
+    contrasts = {cut: apart(own, np.arange(count) >= cut) for cut in range(LEAST, count - LEAST + 1)}
     best = max(contrasts, key=contrasts.__getitem__)
     return float(contrasts[best]), float(network.depth[best - 1 : best + 1].mean())
 
 
 def mixer(matrix: np.ndarray, network: Places, vit: Places, resnet: Places) -> np.ndarray:
-    """R29: kinship to the ViT over the ResNet, contrast of the split minus the ViT's, and the split's depth; (3,)."""
-    contrast, depth = split(matrix, network)
-    return np.array([kinship(matrix, network, vit, resnet), contrast - split(matrix, vit)[0], depth])
+    """R29: kinship to the ViT over the ResNet, contrast of the split, and the split's depth; (3,)."""
+    return np.array([kinship(matrix, network, vit, resnet), *split(matrix, network)])
 
 
 def probed(

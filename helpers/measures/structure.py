@@ -11,14 +11,18 @@ one that lacks its last stage ends before 1.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from helpers.measures.cka import Sums
 from helpers.measures.cka_result import CKAResult
 from helpers.networks.places import STREAM
+from helpers.uncertainty import half_width, weighted_jackknife
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,10 @@ def ends(matrix: np.ndarray, network: Places) -> float:
 
 
 def contrast(matrix: np.ndarray, network: Places, resnet: Places) -> float:
-    """Mean CKA within a stage minus between stages, of two different places (R3 is the ResNet's minus the ViT's).
+    """Mean CKA within a stage minus between stages, at equal distance (R3 is the ResNet's minus the ViT's).
 
     A network without stages is cut at the depths at which those of ``resnet`` end; the entrance and what lies beyond
-    the last end are left out.
+    the last end are left out. Raises ``ValueError`` as ``apart`` does.
     """
     stage = network.stage
     if (stage < 0).all():
@@ -83,10 +87,23 @@ def contrast(matrix: np.ndarray, network: Places, resnet: Places) -> float:
         stage = np.searchsorted(edges, network.depth - 1e-9)
         stage = np.where((stage == len(edges)) | (np.arange(len(stage)) == 0), -1, stage)
     inside = stage >= 0
-    own, stage = between(matrix, network, network)[np.ix_(inside, inside)], stage[inside]
+    return apart(between(matrix, network, network)[np.ix_(inside, inside)], stage[inside])
+
+
+def apart(own: np.ndarray, part: np.ndarray) -> float:
+    """Mean of a map over pairs within a part minus over pairs from different parts that lie as many places apart.
+
+    ``own`` (P, P), of consecutive places; ``part`` (P,), which part each belongs to. The difference is taken for each
+    distance |i − j| that has both kinds of pairs, and averaged over these, so that a map that only fades with distance
+    has 0. Raises ``ValueError`` where no distance has both.
+    """
     i, j = np.triu_indices(len(own), 1)
-    same = stage[i] == stage[j]
-    return float(own[i, j][same].mean() - own[i, j][~same].mean())
+    same, distance, pairs = part[i] == part[j], j - i, own[i, j]
+    both = np.intersect1d(distance[same], distance[~same])
+    if not both.size:
+        raise ValueError("no two places of one part lie as far apart as two places of different parts")
+    means = [[pairs[(distance == d) & kind].mean() for kind in (same, ~same)] for d in both]
+    return float(np.subtract(*np.transpose(means)).mean())
 
 
 def best_depth(matrix: np.ndarray, vit: Places, resnet: Places) -> np.ndarray:
@@ -128,18 +145,47 @@ def across_block(matrix: np.ndarray, vit: Places, block: int) -> float:
     return float(own[: 2 * block + 1, 2 * block + 2 :].mean())
 
 
-def largest_difference(a: CKAResult, b: CKAResult) -> tuple[float, float]:
-    """R30: the largest absolute difference of two CKA matrices of the same places, and its standard error.
+def largest_difference(a: CKAResult, b: CKAResult) -> tuple[float, tuple[float, float]]:
+    """R30: the largest absolute difference of two CKA matrices of the same places and images, and its 95 % interval.
 
-    The error is that of the cell where the difference is largest, the two results taken as independent. Raises
-    ``ValueError`` where the results compare different places.
+    The interval is that of the cell where the difference is largest, by a jackknife that leaves the same images out of
+    both, cut off at 0. Raises ``ValueError`` where the results compare different places, or their groups hold different
+    numbers of images or are fewer than two (``grouped`` makes them alike).
     """
     if a.labels != b.labels:
         raise ValueError("the two results compare different places")
-    difference = np.abs(a.matrix - b.matrix)
-    error = np.hypot(a.stderr, b.stderr)
-    cell = np.unravel_index(difference.argmax(), difference.shape)
-    return float(difference[cell]), float(error[cell])
+    images = a.sums.images
+    groups = np.flatnonzero(images)
+    if not np.array_equal(images, b.sums.images) or len(groups) < 2:
+        raise ValueError(f"the same images are left out of both, in two groups or more; got {images}, {b.sums.images}")
+
+    def differences(without: int | None = None) -> np.ndarray:
+        return (b.sums.cka(without) - a.sums.cka(without))[np.ix_(a.rows, a.columns)]
+
+    left_out = np.stack([differences(int(group)) for group in groups])
+    error = weighted_jackknife(differences(), left_out, images[groups] / images.sum())
+    size = np.abs(differences())
+    cell = np.unravel_index(size.argmax(), size.shape)
+    reach = half_width(error[cell], len(groups))
+    return float(size[cell]), (max(0.0, float(size[cell] - reach)), float(size[cell] + reach))
+
+
+def grouped(results: Sequence[CKAResult], groups: Sequence[Sequence[int]] | None = None) -> CKAResult:
+    """Results of the same places on other images as one, with a jackknife group for each of them.
+
+    ``groups``: of a single result, instead, which of its own groups make each new one. Raises ``ValueError`` where the
+    results compare different places.
+    """
+    if any(other.labels != results[0].labels for other in results):
+        raise ValueError("the results compare different places")
+    chosen: list[Any] = [(one, slice(None)) for one in results]
+    if groups:
+        chosen = [(results[0], list(group)) for group in groups]
+    names = Sums.__dataclass_fields__
+    parts = {name: np.stack([getattr(one.sums, name)[group].sum(0) for one, group in chosen]) for name in names}
+    return replace(
+        results[0], sums=Sums(**parts), n_images=int(parts["images"].sum()), batches=int(parts["batches"].sum())
+    )
 
 
 def frame(result: CKAResult, a: str, b: str | None = None) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from helpers.measures.data_scale import (
     curve,
     curves,
     data_needed,
+    how_far,
     kept,
     kinship,
     larger_minus_smaller,
@@ -74,13 +75,17 @@ def test_data_needed_ranks_the_mean_and_compares_the_low_blocks():
     assert data_needed(flat[0], [flat[1][2]], flat[1][0], flat[1][1])[0] == 0, "no order in a level curve"
 
 
-def test_larger_minus_smaller_reads_ends_of_quarters():
-    curve = np.array([0.0, 0.8, 0.0, 0.6, 0.0, 0.4, 0.0, 0.2])
-    large, (full, part) = paired(curve)
-    small, (small_full, small_part) = paired(np.array([0.9, 0.8, 0.7, 0.6]))
-    matrix = np.block([[large, np.zeros((16, 8))], [np.zeros((8, 16)), small]])
-    value = larger_minus_smaller(matrix, (part, full), (small_part + 16, small_full + 16))
-    assert value == pytest.approx(0.5 - 0.75)
+def test_how_far_data_bring_a_network_counts_from_its_floor_to_its_ceiling():
+    part = np.array([0.0, 0.8, 0.0, 0.6, 0.0, 0.4, 0.0, 0.2])  # 0.5 at the ends of quarters
+    large, (second, *of_large) = paired(part, np.full(8, 0.2), np.full(8, 0.8))
+    assert how_far(large, *of_large, second) == pytest.approx((0.5 - 0.2) / (0.8 - 0.2))
+    small, (small_second, *of_small) = paired(np.array([0.9, 0.8, 0.7, 0.6]), np.full(4, 0.7), np.full(4, 0.9))
+    matrix = np.block([[large, np.zeros((32, 16))], [np.zeros((16, 32)), small]])
+    smaller = [blocks + 32 for blocks in (*of_small, small_second)]
+    assert how_far(matrix, *smaller) == pytest.approx(0.25)
+    assert larger_minus_smaller(matrix, (*of_large, second), smaller) == pytest.approx(0.5 - 0.25)
+    assert how_far(large, of_large[1], *of_large[1:], second) == 0, "untrained networks have come no way"
+    assert how_far(large, of_large[2], *of_large[1:], second) == 1
 
 
 def test_kept_takes_the_first_and_last_three():
@@ -107,6 +112,10 @@ def test_split_finds_a_planted_cut(cut):
     assert contrast == pytest.approx(0.7) and depth == pytest.approx((cut - 0.5) / 7)
 
 
+def test_a_map_that_only_fades_with_distance_has_no_split():
+    assert split(0.9 ** np.abs(np.subtract.outer(np.arange(9), np.arange(9))), network(0, 9))[0] == pytest.approx(0)
+
+
 def test_split_needs_two_places_on_either_side():
     matrix = np.ones((6, 6))
     matrix[0, 1:] = matrix[1:, 0] = 0  # one place by itself
@@ -120,9 +129,7 @@ def test_mixer_puts_the_three_together():
     matrix = rng.random((14, 14))
     matrix += matrix.T
     own, vit, resnet = network(0, 5), network(5, 4), network(9, 5)
-    contrast, depth = split(matrix, own)
-    wanted = [kinship(matrix, own, vit, resnet), contrast - split(matrix, vit)[0], depth]
-    assert mixer(matrix, own, vit, resnet) == pytest.approx(wanted)
+    assert mixer(matrix, own, vit, resnet) == pytest.approx([kinship(matrix, own, vit, resnet), *split(matrix, own)])
 
 
 def test_probe_difference_is_paired():

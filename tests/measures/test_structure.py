@@ -1,5 +1,7 @@
 """The numbers made of a CKA map, on maps whose structure is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,6 +47,32 @@ def test_a_vit_is_cut_where_the_stages_of_the_resnet_end():
     short = Places(RESNET.index[:7], RESNET.depth[:7], RESNET.stage[:7])  # no last stage: later ViT places do not count
     matrix[7, 8] = matrix[8, 7] = -5
     assert structure.contrast(matrix, VIT, short) == pytest.approx(0.8)
+
+
+def test_a_map_that_only_fades_with_distance_has_no_stages():
+    fading = 0.95 ** np.abs(np.subtract.outer(np.arange(9), np.arange(9)))
+    matrix = joint(fading, fading, np.zeros((9, 9)))
+    for network in (VIT, RESNET):
+        assert structure.contrast(matrix, network, RESNET) == pytest.approx(0)
+
+
+def test_parts_are_told_apart_at_equal_distance_and_every_distance_counts_alike():
+    own = np.zeros((5, 5))
+    for (i, j), value in {
+        (0, 1): 0.9,
+        (2, 3): 0.7,
+        (3, 4): 0.5,
+        (1, 2): 0.2,
+        (2, 4): 0.6,
+        (0, 2): 0.1,
+        (1, 3): 0.3,
+    }.items():
+        own[i, j] = value
+    part = np.array([0, 0, 1, 1, 1])
+    near, far = (0.9 + 0.7 + 0.5) / 3 - 0.2, 0.6 - (0.1 + 0.3) / 2
+    assert structure.apart(own, part) == pytest.approx((near + far) / 2)
+    with pytest.raises(ValueError, match="as far apart"):
+        structure.apart(own[:2, :2], np.array([0, 1]))
 
 
 def test_ends_takes_the_outer_thirds():
@@ -102,14 +130,42 @@ def test_places_of_networks():
     assert places(vit, "m").stage.tolist() == [-1, -1, -1] and places(vit, "m").depth[-1] == 1
 
 
-def test_largest_difference_is_the_largest_cell():
-    names, kinds = ["stem", "layer1.0"], ["stem", "block"]
-    a = result_of(np.array([[1, 0.5], [0.5, 1]]), names, kinds)
-    b = result_of(np.array([[1, 0.44], [0.44, 1]]), names, kinds)
-    value, error = structure.largest_difference(a, b)
-    assert value == pytest.approx(0.06) and error == pytest.approx(0)
+NAMES, KINDS = ["stem", "layer1.0"], ["stem", "block"]
+
+
+def pair(*cka: float) -> CKAResult:
+    """Two places whose CKA in each group of 8 images is one of these."""
+    matrices = np.stack([np.array([[1, value], [value, 1]]) for value in cka])
+    count, one = len(cka), np.ones((len(cka), 2))
+    sums = Sums(matrices, one, one, np.ones(count, int), np.full(count, 8))
+    return replace(result_of(np.eye(2), NAMES, KINDS), sums=sums)
+
+
+def test_largest_difference_is_the_largest_cell_and_leaves_the_same_images_out_of_both():
+    value, (low, high) = structure.largest_difference(pair(0.5, 0.6, 0.4), pair(0.44, 0.54, 0.34))
+    assert (value, low, high) == pytest.approx((0.06,) * 3), "what the same images do to both is no doubt"
+    change = np.array([0.03, -0.05, -0.04])
+    value, (low, high) = structure.largest_difference(pair(0.5, 0.5, 0.5), pair(*(0.5 + change)))
+    reach = 4.302653 * change.std(ddof=1) / 3**0.5  # the difference is a mean over groups here
+    assert value == pytest.approx(0.02) and (low, high) == pytest.approx((0, 0.02 + reach)), "an absolute value"
+
+
+def test_differences_of_other_places_or_of_other_images_are_refused():
     with pytest.raises(ValueError, match="different places"):
-        structure.largest_difference(a, result_of(np.eye(2), ["stem", "layer2.0"], kinds))
+        structure.largest_difference(pair(0.5, 0.5), result_of(np.eye(2), ["stem", "layer2.0"], KINDS))
+    for other in (pair(0.5, 0.5, 0.5), pair(0.5)):
+        with pytest.raises(ValueError, match="in two groups or more"):
+            structure.largest_difference(pair(0.5), other)
+
+
+def test_results_become_groups_and_groups_are_joined():
+    three = structure.grouped([pair(0.5, 0.7), pair(0.4, 0.4), pair(0.1)])
+    assert three.sums.images.tolist() == [16, 16, 8] and three.groups == 3 and three.n_images == 40
+    np.testing.assert_allclose([three.sums.cross[k, 0, 1] for k in range(3)], [1.2, 0.8, 0.1])
+    two = structure.grouped([pair(0.5, 0.7, 0.1)], [[0, 2], [1]])
+    assert two.sums.images.tolist() == [16, 8] and two.matrix[0, 1] == pytest.approx(1.3 / 3)
+    with pytest.raises(ValueError, match="different places"):
+        structure.grouped([pair(0.5), result_of(np.eye(2), ["stem", "layer2.0"], KINDS)])
 
 
 def test_across_a_block_are_the_places_up_to_its_input_and_from_its_output_on():
