@@ -214,7 +214,8 @@ def probe_scores(
         test_y: their labels (M,).
         shots: images a class that a probe learns from; None for all.
         draws: R, how often the shots are drawn; without shots R = 1.
-        held_out: at most so many other images of ``x`` choose the l2; without shots at most a fifth, taken out first.
+        held_out: at most so many other images of ``x``, with their labels, choose the l2, so that a probe of ten shots
+            has been told more than ten labels a class; without shots at most a fifth, taken out first.
         seed: of the first draw; the next ones follow.
         l2s: to choose from.
 
