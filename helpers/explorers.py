@@ -59,9 +59,9 @@ def heat_maps(
         if matrix.shape != np.shape(errors):
             raise ValueError(f"{heading}: a matrix of {matrix.shape} and errors of {np.shape(errors)}")
         x, y = names[heading]
-        places = {"rows": [str(name) for name in matrix.index], "columns": [str(name) for name in matrix.columns]}
-        numbers = {"values": packed(matrix.to_numpy()), "errors": packed(errors)}
-        views.append({"heading": heading, "x": x, "y": y, **places, **numbers})
+        rows, columns = ([str(name) for name in axis] for axis in (matrix.index, matrix.columns))
+        view = {"heading": heading, "x": x, "y": y, "rows": rows, "columns": columns}
+        views.append({**view, "values": packed(matrix.to_numpy()), "errors": packed(errors)})
     return Explorer("heat-maps", label, {"steps": STEPS, "colours": scale, "views": views})
 
 

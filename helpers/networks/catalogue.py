@@ -69,10 +69,11 @@ _SEEDS = (0, 1, 2)
 
 def _seeded(card: Card, seed: int) -> Card:
     """The card of another training: another seed, from the start of that seed; only the first one's steps are kept."""
-    start = card.start and f"{card.start}-seed{seed}"
-    about = f"{card.name} from another seed: a ceiling for similarity"
-    changes = {"name": f"{card.name}-seed{seed}", "about": about, "seed": seed, "start": start, "kept": ()}
-    return replace(card, **changes) if seed else card
+    if not seed:
+        return card
+    name, about = f"{card.name}-seed{seed}", f"{card.name} from another seed: a ceiling for similarity"
+    start = f"{card.start}-seed{seed}" if card.start else None
+    return replace(card, name=name, about=about, seed=seed, start=start, kept=())
 
 
 _MAE = Card(

@@ -120,10 +120,11 @@ def _unlike(model: Any, state: dict[str, Tensor]) -> dict[str, int]:
         found["num_classes"] = 0
     elif own is not None and kept is not None and len(kept) != len(own):
         found["num_classes"] = len(kept)
-    embed, places = getattr(model, "patch_embed", None), state.get("pos_embed")
-    own_places = getattr(model, "pos_embed", None)
-    both = embed is not None and places is not None and own_places is not None
-    if both and places.ndim == 3 and places.shape[1] != own_places.shape[1]:
+    embed: Any = getattr(model, "patch_embed", None)
+    places, own_places = state.get("pos_embed"), model.state_dict().get("pos_embed")
+    if embed is None or places is None or own_places is None:
+        return found
+    if places.ndim == 3 and places.shape[1] != own_places.shape[1]:
         patches = places.shape[1] - (own_places.shape[1] - embed.num_patches)
         if math.isqrt(max(patches, 0)) ** 2 == patches:  # a square grid
             found["img_size"] = math.isqrt(patches) * embed.patch_size[0]
@@ -189,6 +190,7 @@ def untrained(name: str, seed: int, **wanted: int) -> nn.Module:
     as most convolutional ones are, takes ``img_size`` as the size of the images it is to be shown.
     """
     options: dict[str, Any] = {**wanted, "zero_init_last": False}
+    model: Any
     with torch.random.fork_rng(devices=[]):
         for without in ((), ("zero_init_last",), ("img_size",), ("zero_init_last", "img_size")):
             torch.manual_seed(seed)

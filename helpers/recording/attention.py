@@ -160,7 +160,8 @@ def fields_without_corners(networks: dict[str, nn.Module], images: ImageSet, whe
     with cut(vit, _corners(vit, pictures)):
         taps = taps_for(vit, [*STREAM, "attn"])
         fields = effective_receptive_fields(vit, pictures, taps, channels=1, progress=True)
-    patch = int(vit.get_submodule("patch_embed").patch_size[0])
+    embedding: Any = vit.get_submodule("patch_embed")
+    patch = int(embedding.patch_size[0])
     table = fields.table(patch).assign(model=name)
     units = {"depth": "share of the network's places", "share": "1"} | dict.fromkeys(("radius", "row", "column"), "px")
     about: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "channels": 1, "patch": patch, "seed": 0}

@@ -86,7 +86,9 @@ def noise(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found[name] = answers_under_noise(network, tqdm(stream, desc=f"noise, {name}", unit="batch"))
         agree[name] = float((_answers(network, pictures) == found[name].clean).double().mean())
-    about = {"images": {**images.describe(), "of_these": len(chosen), "true_validation": _all_true(images, chosen)}}
+    about: dict[str, Any] = {
+        "images": {**images.describe(), "of_these": len(chosen), "true_validation": _all_true(images, chosen)}
+    }
     about |= {
         "precision": "bfloat16",
         "agree_with_float32": agree,
@@ -158,14 +160,14 @@ def _write_maps(
         "spectra_curves": "Relative log amplitude of feature maps over frequency, along the diagonal",
         "feature_variance": "Variance of feature maps over positions by place, by group of images left out",
     }
-    about = {"images": images.describe(), "groups": GROUPS, "seed": 0, "where": where}
+    made: dict[str, Any] = {"images": images.describe(), "groups": GROUPS, "seed": 0, "where": where}
     for name, parts in tables.items():
         if parts:
             table = pd.concat(parts, ignore_index=True)
             units = dict.fromkeys(table.select_dtypes("float"), "1") | {
                 column: "π rad a position" for column in ("frequency", "top_frequency") if column in table
             }
-            results.write(f"{name}{suffix}", table, what=what[name], units=units, **about, **notes)
+            results.write(f"{name}{suffix}", table, what=what[name], units=units, **made, **notes)
 
 
 def _write_noise(name: str, what: str, found: dict[str, UnderNoise], where: Path, **about: Any) -> None:
@@ -235,7 +237,7 @@ def main() -> None:
         if recording.is_done(name, key, out):
             print(f"{name}: there already, made from the same inputs")
             return
-        notes = {"recording": name, "inputs": key, "code": results.code_version()}
+        notes: dict[str, Any] = {"recording": name, "inputs": key, "code": results.code_version()}
         recording.make(name, out, lambda where: noise_on_scenes(where, **notes))
     print(f"{name}: in {out}")
 

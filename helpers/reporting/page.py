@@ -7,13 +7,13 @@ import base64
 import html
 import io
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pandas as pd
 import papermill
 from IPython.display import HTML, Markdown, display
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 
 from helpers import files
@@ -62,7 +62,7 @@ def prose(*paragraphs: str) -> None:
     display(Markdown("\n\n".join(paragraphs)))
 
 
-def figure(drawn: Figure, name: str, caption: str, alt: str) -> None:
+def figure(drawn: Any, name: str, caption: str, alt: str) -> None:
     """Show a figure with its caption, and what is to be seen in words for whoever cannot see it."""
     picture = io.BytesIO()
     drawn.savefig(picture, format="png")
