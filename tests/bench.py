@@ -32,6 +32,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.images import scenes
+from helpers.measures import objective
 from helpers.measures.attention import attention_distance
 from helpers.measures.class_attention import class_attention
 from helpers.measures.feature_variance import feature_variance
@@ -39,6 +40,7 @@ from helpers.measures.fourier import spectra
 from helpers.measures.frequency_noise import answers_under_noise
 from helpers.measures.head_subsets import head_subsets
 from helpers.measures.heatmap import cka_heatmap
+from helpers.measures.hessian import hessian_vector_product
 from helpers.measures.hsic import BLOCK
 from helpers.measures.localization import token_patches
 from helpers.measures.patch_shuffle import shuffled_answers
@@ -248,6 +250,9 @@ def analyses(n: int, turns: int) -> list[dict]:
             model.blocks[0](model.patch_embed(normalise(model, part)))
             resnet.stages[0](resnet.stem(normalise(resnet, part)))
 
+    def backward() -> None:
+        objective.loss(model, dict(model.named_parameters()), images, torch.arange(n) % 32).backward()
+
     jobs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "attention distance of the zoo's ViT": (lambda: attention_distance(model, parts, groups=2), forward),
         "attention rollout of the zoo's ViT": (lambda: rollout_maps(model, [images]), forward),
@@ -266,13 +271,19 @@ def analyses(n: int, turns: int) -> list[dict]:
         lambda: answers_under_noise(model, [images], [0.1]),
         lambda: [forward() for _ in range(11)],
     )
+    weights, batch = dict(model.named_parameters()), (images, torch.arange(n) % 32)
+    with objective.unfused(model):
+        product = hessian_vector_product(objective.loss(model, weights, *batch), list(weights.values()))
+    vector = torch.randn(sum(each.numel() for each in weights.values()))
+    jobs["a product with the Hessian"] = (lambda: product(vector), backward)
     lines = []
     for what, (fn, bare) in jobs.items():
         fn(), bare()
         pairs = [(seconds(fn), seconds(bare)) for _ in range(turns)]
         ours, floor = (1e3 * median(side) / n for side in zip(*pairs, strict=True))
         several = "four bare forward passes" if "shuffled" in what else "eleven bare forward passes"
-        beside = {forward: FLOOR, entrances: "bare first block and stage"}.get(bare, several)
+        known = {forward: FLOOR, entrances: "bare first block and stage", backward: "forward and backward pass"}
+        beside = known.get(bare, several)
         lines.append(line(f"{what}, n = {n}", ours, beside, floor, "ms an image"))
     return [*lines, *probes_beside_sklearn(n, 2 if n < 64 else 16)]
 
