@@ -1,6 +1,7 @@
 """``make report`` from end to end: what is measured, kept, drawn, told to be missing, and refused."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from helpers import results
 from helpers.claims.registry import load as load_claims
 from helpers.measures.attention import attention_distance
 from helpers.networks.local_weights import model_from_file
-from helpers.recording import layers
+from helpers.recording import layers, spatial, store
 from helpers.recording.record import RECORDINGS
 from helpers.reporting import claims, plan, report, subjects
 from helpers.reporting.stored import Report
@@ -28,6 +29,9 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers, "FIELD_CHANNELS", 1)
         patch.setattr(layers, "FIELD_IMAGES", 16)
+        patch.setattr(spatial, "DRAWS", 2)
+        patch.setattr(claims, "bootstrap", partial(claims.bootstrap, times=50))
+        patch.setattr(store, "CODE", OWN.parent)  # the same from run to run, whoever edits the library meanwhile
         yield
 
 
@@ -162,13 +166,13 @@ def test_an_interrupted_report_goes_on_where_it_stopped(photographs, tmp_path, m
         cut = {**RECORDINGS, "skip_ratios": plan.replace(RECORDINGS["skip_ratios"], measure=killed)}
         patch.setattr(report, "RECORDINGS", cut)
         with pytest.raises(Killed):
-            run(photographs, tmp_path, "--no-page", vs=None)
+            run(photographs, tmp_path, "--no-page", "--limit", "32", vs=None)
     folder = tmp_path / "networks_of_ones_own-tokens"
     there = {file: file.stat().st_mtime_ns for file in folder.rglob("*.csv")}
     assert {file.stem for file in there} >= {"similarity", "attention_distance"}
     assert not list(folder.rglob("skip_ratios.csv")) and not (folder / "plan.json").exists()
     capsys.readouterr()
-    run(photographs, tmp_path, "--no-page", vs=None)
+    run(photographs, tmp_path, "--no-page", "--limit", "32", vs=None)
     told = capsys.readouterr().out
     assert told.count("there already") == 3 and list(folder.rglob("skip_ratios.csv"))
     assert {file: file.stat().st_mtime_ns for file in there} == there
@@ -182,14 +186,14 @@ def test_a_measure_that_fails_although_its_trial_did_not_is_told_and_the_rest_is
 
     cut = {**RECORDINGS, "attention_distance": plan.replace(RECORDINGS["attention_distance"], measure=broken)}
     monkeypatch.setattr(report, "RECORDINGS", cut)
-    folder = run(photographs, tmp_path, "--no-page", vs=None)
+    folder = run(photographs, tmp_path, "--no-page", "--limit", "32", vs=None)
     found = Report(folder)
     assert found.reason("attention_distance", found.name) == "no luck" and found.table("attention_distance") is None
     assert found.table("skip_ratios") is not None
 
 
 def test_a_network_of_maps_is_told_what_does_not_apply(photographs, tmp_path):
-    folder = run(photographs, tmp_path, "--no-page", model="maps", vs=None)
+    folder = run(photographs, tmp_path, "--no-page", "--limit", "32", model="maps", vs=None)
     found = Report(folder)
     assert found.cka() is not None and found.table("token_patches") is not None
     assert found.table("attention_distance") is None and "no attention" in found.reason(
