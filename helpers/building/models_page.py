@@ -158,7 +158,7 @@ def _imagenet_sections(folder: Path) -> list[str]:
 
 
 def _recorded_models(folder: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """What the sidecars of the recordings say of the models, and the largest number of images in them."""
+    """What the sidecars of the recordings say of models from elsewhere, and the largest number of images in them."""
     models: dict[str, dict[str, Any]] = {}
     images = 0
     for name in results.names(folder):
@@ -168,7 +168,7 @@ def _recorded_models(folder: Path) -> tuple[dict[str, dict[str, Any]], int]:
             raise ValueError(f"{folder / name}.json: its models must be a mapping from names to notes")
         if not isinstance(count, int):
             raise ValueError(f"{folder / name}.json: its number of images is {count!r}")
-        models.update(described)
+        models.update({model: note for model, note in described.items() if note.get("source") != "zoo"})
         images = max(images, count)
     return models, images
 
