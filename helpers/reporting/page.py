@@ -30,7 +30,7 @@ figcaption, caption { font-size: .9rem; color: #444; text-align: left; line-heig
 caption { margin-bottom: .4rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; line-height: 1.35 }
 th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top }
-code { font-size: .9em } a { color: #0b5394 }
+code { font-size: .9em } a { color: #0b5394 } .anchor-link { display: none }
 """
 
 

@@ -3,6 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
 
 from helpers import plots, uncertainty
 from helpers.claims.registry import number
@@ -84,10 +86,13 @@ def attention(report: Report) -> None:
     plots.sorted_heads(
         rows[rows["block"].isin(shown)].rename(columns={"distance": column}), left, uniform=uniform, y=column
     )
-    mean = pd.concat([_by_block(report, one, label) for one, label in (("", "trained"), (", untrained", "untrained"))])
+    mean = pd.concat(
+        [_by_block(report, one, label) for one, label in (("", "the model"), (", untrained", "untrained"))]
+    )
     plots.line_band(mean, right, x="block", y="mean over heads (px)", hue="network")
     right.axhline(uniform, color=plots.INK, linestyle="--", linewidth=1.2)
-    right.set(ylim=(0, None))
+    for ax in (left, right):
+        ax.set(ylim=(0, 1.15 * max(uniform, float(rows["distance"].max()))))
     figure(
         drawn, "attention",
         f"Attention distance in {report.name}. Left: heads of the lowest and highest blocks, sorted. Right: mean "
@@ -149,6 +154,7 @@ def fields(report: Report) -> None:
     )  # fmt: skip
     ax = plots.line_band(lines, x="depth", y="radius (share of the image's side)", hue="network", markers=False)
     ax.set(ylim=(0, None))
+    _legend_above(ax)
     figure(
         ax.figure, "fields", "Radius of the effective receptive field over depth, as a share of the image's side.",
         "Lines of the radius over depth. " + " ".join(_ends(name, one["radius"] / sides[name]) for name, one in
@@ -200,6 +206,7 @@ def skips(report: Report) -> None:
     ax = plots.line_band(pd.concat(rows), x="depth", y="ratio, skip over branch", hue="network", markers=False)
     ax.set(yscale="log")
     ax.axhline(1, color=plots.INK, linestyle=":", linewidth=1.2)
+    _legend_above(ax)
     figure(
         ax.figure, "skips", "Norm of the skip over that of its branch, mean over tokens, over depth. Dotted: as large.",
         "Lines of the ratio over depth on a logarithmic axis, with a dotted line at one. "
@@ -234,6 +241,7 @@ def localisation(report: Report) -> None:
             rows.append(one.rename(columns={"hit_rate": "hit rate"})[["depth", "hit rate"]].assign(network=name))
     ax = plots.line_band(pd.concat(rows), x="depth", y="hit rate", hue="network")
     ax.set(ylim=(0, 1.03))
+    _legend_above(ax)
     figure(
         ax.figure, "localisation", "Share of inner positions most similar to their own patch. Of networks with stages "
         "only the last one is read.", "Lines of the hit rate over depth, from 0 to 1. "
@@ -273,6 +281,7 @@ def probes(report: Report) -> None:
     ax = plots.line_band(
         lines, x="depth", y="accuracy, 10 images a class", hue="network", error=("low", "high"), markers=False
     )
+    _legend_above(ax)
     figure(
         ax.figure, "probes",
         "Accuracy of linear probes on the mean of all positions, from 10 images a class; bands: 95 %.",
@@ -290,6 +299,11 @@ def probes(report: Report) -> None:
         f"those learnt from: {int(top['n']):,} of them."
     )
     table(best[list(columns)].rename(columns=columns), "The best place for each read-out.")
+
+
+def _legend_above(ax: Axes) -> None:
+    """Put the names of the lines above the axes, where no line runs."""
+    sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
 
 
 def _ends(name: str, values: pd.Series) -> str:
