@@ -28,7 +28,7 @@ def test_a_chapter_ends_with_all_of_its_claims(record):
     html = shown._repr_html_()
     for name in ("R1", "R6", "R30"):
         assert f'href="../book/scoreboard.html#claim-{name.lower()}"' in html and f"{name} on scenes" in repr(shown)
-    assert html.count('href="#fig-within"') == 14 and "It’s &lt; half &amp; more." in html
+    assert html.count('href="#fig-within"') == 11 and "It’s &lt; half &amp; more." in html
     assert html.count("<div") == html.count("</div>") and html.count("<span") == html.count("</span>")
 
 

@@ -151,15 +151,15 @@ def test_a_chapter_replaces_its_own_records_only(folder, record):
     other = folder / "claims" / "03_attention.json"
     other.parent.mkdir()
     other.write_text("{}")
-    record("R2", value=0.1)
-    record("R2", "imagenet", value=0.2)
     record("R3", value=0.1)
-    record("R2", value=-0.1)
+    record("R3", "imagenet", value=0.2)
+    record("R2", value=0.1)
+    record("R3", value=-0.1)
     found = verdicts.verdicts()
     assert {key: verdict.word for key, verdict in found.items()} == {
-        ("R2", "scenes"): FAILS,
-        ("R2", "imagenet"): HOLDS,
-        ("R3", "scenes"): HOLDS,
+        ("R3", "scenes"): FAILS,
+        ("R3", "imagenet"): HOLDS,
+        ("R2", "scenes"): HOLDS,
     }
     assert other.read_text() == "{}"
     assert [path.name for path in folder.rglob("*") if path.name.startswith(".")] == []
@@ -263,6 +263,6 @@ def test_one_control_of_several_is_enough_and_all_parts_have_to_pass(record):
 def test_a_control_without_its_uncertainty_is_named(folder, record):
     with pytest.raises(ValueError, match="R2, 'untrained': give the uncertainty"):
         record("R2", controls={"untrained": {"value": 0.1}})
-    with pytest.raises(ValueError, match="R2: n counts one of images, seeds, networks; got 'pixels'"):
+    with pytest.raises(ValueError, match="R2: n counts one of images, blocks, seeds, networks; got 'pixels'"):
         record("R2", units="pixels")
     assert not list(folder.rglob("*.json"))
