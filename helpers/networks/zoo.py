@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import timm
-import torch  # noqa: F401  (used again when the steps of a training are merged)
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
