@@ -1,6 +1,6 @@
 """Plausible wrong answers to the tasks of the assignments: assignment → task → mistake → the code that makes it.
 
-They lie in ``wrong_answers/``, a file an assignment. A line ``#% 2 not centred`` begins an answer to task 2 and names its
+They lie in ``wrong_answers/``, a file an assignment. A line ``#% 2 not centred`` begins one to task 2 and names its
 mistake.
 """
 
