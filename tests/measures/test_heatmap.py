@@ -83,7 +83,7 @@ def test_heatmap_equals_an_independent_loop_over_pairs(pair):
     hsic = 0
     for images, _ in loader():
         grams = [x @ x.T for x in (read_apart(model, tap, images) for model, tap in places)]
-        hsic = hsic + np.array([[song(k, l) for l in grams] for k in grams])  # noqa: E741
+        hsic = hsic + len(images) * np.array([[song(k, l) for l in grams] for k in grams])  # noqa: E741
     expected = hsic / np.sqrt(np.outer(hsic.diagonal(), hsic.diagonal()))
     np.testing.assert_allclose(result.matrix, expected, atol=2e-5)
     assert (result.n_images, result.batch, result.batches, result.skipped) == (56, 16, 4, 0)

@@ -21,7 +21,7 @@ from helpers.networks.local_weights import local_card, local_notes
 from helpers.networks.surgery import SkiplessBlock
 
 STORED = [*zoo.names(), zoo.BASELINE.name]
-MAIN = [card.name for card in catalogue.MAIN]
+MAIN = [card.name for card in catalogue.MAIN if zoo.is_stored(card.name)]
 CORPUS = Corpus()
 MEGABYTE = 1e6
 
