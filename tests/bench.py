@@ -52,6 +52,7 @@ from helpers.measures.skip_ratios import skip_ratios
 from helpers.networks import training, zoo
 from helpers.networks.inputs import normalise
 from helpers.networks.taps import Tap, capture, taps_for, taps_named
+from helpers.networks.unfused import unfused
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT, PUBLISHED = ROOT / "build" / "bench", ROOT / "data" / "benchmarks.csv"
@@ -272,7 +273,7 @@ def analyses(n: int, turns: int) -> list[dict]:
         lambda: [forward() for _ in range(11)],
     )
     weights, batch = dict(model.named_parameters()), (images, torch.arange(n) % 32)
-    with objective.unfused(model):
+    with unfused(model):
         product = hessian_vector_product(objective.loss(model, weights, *batch), list(weights.values()))
     vector = torch.randn(sum(each.numel() for each in weights.values()))
     jobs["a product with the Hessian"] = (lambda: product(vector), backward)

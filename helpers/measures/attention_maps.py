@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from helpers.networks.positions import prefix_tokens, token_grid
 from helpers.networks.taps import Tap, capture
+from helpers.networks.unfused import unfused
 
 WINDOWED = (SwinTransformer, SwinTransformerV2)
 WITHOUT_MAPS = {  # attention → why there is no map of it
@@ -55,7 +56,6 @@ def attention_maps(
     modules = dict(model.named_modules())
     found = attentions(model, names)
     taps = [Tap(name, f"{name}.attn_drop", "input") for name in found]
-    fused = {module: module.fused_attn for module in modules.values() if hasattr(module, "fused_attn")}
 
     def reduce(attention: Tensor) -> Any:
         if attention.ndim != 4 or attention.shape[-1] != attention.shape[-2]:
@@ -70,17 +70,11 @@ def attention_maps(
             )
         return attention if fn is None else fn(attention)
 
-    try:
-        for module in fused:
-            module.fused_attn = False
-        with ExitStack() as stack:
-            for name in found:
-                if isinstance(modules[name], nn.MultiheadAttention):
-                    stack.enter_context(_with_map(modules[name]))
-            yield stack.enter_context(capture(model, taps, reduce))
-    finally:
-        for module, was in fused.items():
-            module.fused_attn = was
+    with unfused(model), ExitStack() as stack:
+        for name in found:
+            if isinstance(modules[name], nn.MultiheadAttention):
+                stack.enter_context(_with_map(modules[name]))
+        yield stack.enter_context(capture(model, taps, reduce))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from helpers.measures import objective
 from helpers.measures.objective import Batch
+from helpers.networks.unfused import unfused
 from helpers.uncertainty import delete_one
 
 Product = Callable[[Tensor], Tensor]  # v (P,) → H v (P,)
@@ -45,7 +46,7 @@ def hessian_vector_product(value: Tensor, parameters: Sequence[Tensor]) -> Produ
     ``value`` has the graph from ``parameters``; its gradient is taken once, for all products (Pearlmutter 1994).
 
     Raises ValueError for a value that is not a finite scalar; RuntimeError, from torch, where something in it has no
-    second derivative, as fused attention (``objective.unfused``).
+    second derivative, as fused attention (``networks.unfused``).
     """
     if value.ndim or not bool(value.isfinite()):
         raise ValueError(f"the Hessian is that of a finite scalar; got {value.detach().flatten()[:3].tolist()}")
@@ -139,7 +140,7 @@ def hessian_spectra(
     """
     rows = []
     parameters = dict(model.named_parameters())
-    with objective.unfused(model):
+    with unfused(model):
         for number, (images, labels) in enumerate(tqdm(batches, desc=progress, disable=not progress, unit="batch")):
             value = objective.loss(model, parameters, images, labels)
             total = value + objective.penalty(parameters, decay)

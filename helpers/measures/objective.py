@@ -4,9 +4,7 @@ Park & Kim (2022) insist that the shape of a loss be measured on the *training* 
 as in training, with the term of weight decay. On clean images without it the same network has another Hessian.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from helpers.images.scenes import render, split
+from helpers.images.symmetries import turned
 from helpers.networks.catalogue import Card
 from helpers.networks.inputs import normalise
 
@@ -39,16 +38,9 @@ def training_batches(card: Card, count: int, size: int = 16, seed: int = 0) -> l
     for start in range(0, count * size, size):
         chosen = order[start : start + size]
         drawn = render(card.corpus, [first + index for index in chosen])
-        images = _turned(drawn.images, symmetries[chosen]) if card.recipe.augmented else drawn.images
+        images = turned(drawn.images, symmetries[chosen]) if card.recipe.augmented else drawn.images
         batches.append((images, drawn.label))
     return batches
-
-
-def _turned(images: Tensor, symmetry: Tensor) -> Tensor:
-    """Images (B, 3, S, S), each under the symmetry of a square that a number (B,) from 0 to 7 stands for."""
-    for bit, turned in ((1, lambda x: x.flip(3)), (2, lambda x: x.flip(2)), (4, lambda x: x.transpose(2, 3))):
-        images = torch.where((symmetry & bit).bool()[:, None, None, None], turned(images), images)
-    return images
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -75,20 +67,3 @@ def penalty(at: Weights, decay: float) -> Tensor:
 def published_penalty(at: Weights, decay: float) -> Tensor:
     """decay · Σ ‖w_k‖ over the parameters k, norms not squared: the penalty that Park & Kim's published code plots."""
     return decay * torch.stack([value.norm() for value in at.values()]).sum()
-
-
-@contextmanager
-def unfused(model: nn.Module) -> Iterator[nn.Module]:
-    """The network with its attention computed step by step, and as it was afterwards.
-
-    torch's fused attention has no second derivative, neither by double backward nor by forward mode.
-    """
-    modules: list[Any] = [module for module in model.modules() if hasattr(module, "fused_attn")]
-    before = [module.fused_attn for module in modules]
-    for module in modules:
-        module.fused_attn = False
-    try:
-        yield model
-    finally:
-        for module, fused in zip(modules, before, strict=True):
-            module.fused_attn = fused

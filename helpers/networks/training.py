@@ -33,12 +33,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from helpers import files
+from helpers.images.symmetries import turned
 from helpers.networks import optimisers, rendered, zoo
 from helpers.networks.accuracy import TEST_SCENES, measure
 from helpers.networks.catalogue import Card
 from helpers.networks.colours import ColourHistogram, fit_colours
 from helpers.networks.inputs import normalise
 from helpers.networks.masked import MaskedAutoencoder
+from helpers.networks.unfused import unfused
 
 WORK = files.ROOT / ".training"  # rendered scenes (4.2 GB) and unfinished runs
 CURVE_POINTS = 50  # about so many points of the loss are kept
@@ -96,13 +98,14 @@ def train(
         checkpoint = work / f"{card.name}-{_fingerprint(card)}.pt"
         run = _begin(card, checkpoint, device)
         last = steps if stop_after is None else min(steps, run.step + stop_after)
-        _go_on(run, card, scenes_and_labels, last, checkpoint, checkpoint_seconds, progress)
-        if run.step < steps:
-            _keep(run, checkpoint)
-            return None
-        about = {"curve": run.curve, "run": _about_run(run.seconds, run.step * card.recipe.batch, device)}
-        network = _network(run.model)
-        _store(card, network, test_scenes, about)
+        with unfused(run.model):
+            _go_on(run, card, scenes_and_labels, last, checkpoint, checkpoint_seconds, progress)
+            if run.step < steps:
+                _keep(run, checkpoint)
+                return None
+            about = {"curve": run.curve, "run": _about_run(run.seconds, run.step * card.recipe.batch, device)}
+            network = _network(run.model)
+            _store(card, network, test_scenes, about)
         for file in work.glob(f"*{checkpoint.name}*"):  # also what a killed run left half-written
             file.unlink()
         return network
@@ -132,7 +135,6 @@ def _begin(card: Card, checkpoint: Path, device: torch.device) -> _Run:
             torch.manual_seed(card.seed)
             model, untaught = MaskedAutoencoder(model), 1.0
     model = model.to(device)
-    unfuse_attention(model)
     run = _Run(model, optimisers.optimisers(model, card.recipe), smoothed=untaught)
     if checkpoint.exists():
         kept = _read_checkpoint(checkpoint, device)
@@ -288,14 +290,6 @@ def _store(card: Card, model: nn.Module, test_scenes: int, about: dict) -> None:
     zoo.save(card, model, about)
 
 
-def unfuse_attention(model: nn.Module) -> None:
-    """Let attention be computed step by step: on a CPU torch's fused kernel doubles the time of a training step."""
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False
-
-
 def _batch(
     images: torch.Tensor, labels: torch.Tensor, card: Card, step: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -312,10 +306,7 @@ def _batch(
     generator = _generator(card, step)
     chosen = torch.randint(len(images), (card.recipe.batch,), generator=generator)
     symmetry = torch.randint(8, (card.recipe.batch,), generator=generator).to(device)
-    batch = images[chosen].to(device)  # (B, 3, 64, 64)
-    for bit, turned in ((1, lambda x: x.flip(3)), (2, lambda x: x.flip(2)), (4, lambda x: x.transpose(2, 3))):
-        batch = torch.where((symmetry & bit).bool()[:, None, None, None], turned(batch), batch)
-    return batch, labels[chosen].to(device)
+    return turned(images[chosen].to(device), symmetry), labels[chosen].to(device)
 
 
 def _generator(card: Card, step: int, stream: int = 0) -> torch.Generator:

@@ -15,6 +15,7 @@ from helpers.measures import objective
 from helpers.networks import zoo
 from helpers.networks.catalogue import ZOO
 from helpers.networks.inputs import normalise
+from helpers.networks.unfused import unfused
 
 
 def symmetric(eigenvalues, seed=0):
@@ -117,7 +118,7 @@ def dense(batch):
         return F.cross_entropy(functional_call(model, parts, (inputs,)), labels)
 
     flat = torch.cat([model.get_parameter(name).detach().flatten() for name in names])
-    with objective.unfused(model):
+    with unfused(model):
         return hessian(loss)(flat).numpy()
 
 
@@ -153,7 +154,7 @@ def test_of_a_trained_vit_it_finds_what_arpack_finds():
     found = measured.hessian_spectra(model, [batch], top=2, tolerance=0.01)
     parameters = dict(model.named_parameters())
     size = sum(each.numel() for each in parameters.values())
-    with objective.unfused(model):
+    with unfused(model):
         product = measured.hessian_vector_product(objective.loss(model, parameters, *batch), list(parameters.values()))
         products = LinearOperator(
             (size,) * 2, lambda v: product(torch.from_numpy(v).float().ravel()).numpy(), dtype="f"
@@ -177,7 +178,7 @@ def test_of_a_trained_network_a_product_is_the_change_of_the_gradient(name):
         value = F.cross_entropy(logits, batch[1])
         return torch.cat([part.flatten() for part in torch.autograd.grad(value, list(there.values()))])
 
-    with objective.unfused(model):
+    with unfused(model):
         logits = model(normalise(model, batch[0]))
         product = measured.hessian_vector_product(F.cross_entropy(logits, batch[1]), list(parameters.values()))
         ours = product(torch.cat([each.flatten() for each in v.values()]))

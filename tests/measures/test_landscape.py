@@ -10,6 +10,7 @@ from torch import nn
 
 from helpers.measures import landscape, objective
 from helpers.measures.hessian import hessian_vector_product
+from helpers.networks.unfused import unfused
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_near_the_network_the_rise_is_half_the_curvature_times_the_square(batche
     direction = landscape.random_direction(objective.weights(model), 5)
     parameters = dict(model.named_parameters())
     flat = torch.cat([direction[name].flatten() for name in parameters])
-    with objective.unfused(model):
+    with unfused(model):
         value = objective.loss(model, parameters, *batches[0])
         curvature = float(flat @ hessian_vector_product(value, list(parameters.values()))(flat))
     assert rise["distance"] == near and rise["loss"] == pytest.approx(curvature * near**2 / 2, rel=0.05)

@@ -71,12 +71,3 @@ def test_penalties():
     at = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([[12.0]])}
     assert float(objective.penalty(at, 0.5)) == pytest.approx(0.25 * (25 + 144))
     assert float(objective.published_penalty(at, 0.5)) == pytest.approx(0.5 * (5 + 12))
-
-
-def test_attention_is_unfused_within_and_as_before_after():
-    model = vit()
-    model.blocks[0].attn.fused_attn = True
-    with pytest.raises(KeyError), objective.unfused(model):
-        assert model.blocks[0].attn.fused_attn is False
-        raise KeyError
-    assert model.blocks[0].attn.fused_attn is True
