@@ -22,15 +22,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nbformat
 from nbformat import NotebookNode
 from nbgrader.converters import BaseConverter, GenerateAssignment
 from nbgrader.coursedir import CourseDirectory
-from nbgrader.utils import capture_log, setenv
+from nbgrader.utils import capture_log
 from traitlets.config import Config
 
-from helpers.building.execution import remove
+from helpers.building.execution import kernel_environment, remove
 from helpers.files import ROOT
 
 SOURCES = ROOT / "notebooks" / "assignments"
@@ -127,7 +128,9 @@ def nbgrader(step: type[BaseConverter], folder: Path, name: str, student: str = 
     app = step(coursedir=directory, config=config)
     app.force = True
     app.log.setLevel(logging.ERROR)
-    with setenv(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])):  # for alembic
+    environment = kernel_environment(folder, 1)
+    path = [str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]  # the first for alembic
+    with mock.patch.dict(os.environ, environment | {"PATH": os.pathsep.join(path)}, clear=True):
         ran = capture_log(app)
     return None if ran["success"] else str(ran.get("log") or ran["error"]).strip()
 

@@ -22,7 +22,6 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from nbgrader.preprocessors import AssignLatePenalties, Execute, LimitOutput, Sa
 
 from helpers import files
 from helpers.building.assignments import CourseError, Task, generate, nbgrader, read, settings, sources, task_of, tasks
-from helpers.building.execution import kernel_environment, remove
+from helpers.building.execution import remove
 from helpers.files import ROOT
 
 OUT = ROOT / "build" / "own" / "grading"
@@ -138,8 +137,6 @@ def grade(folder: Path, out: Path = OUT, timeout: int = TIMEOUT) -> tuple[pd.Dat
     stale = {name for _, name in found if _changed(assignments[name], out / "source" / name / f"{name}.ipynb")}
     generate(out, sorted(stale), assignments)
     configure(out)
-    for library, value in kernel_environment(out, 1).items():
-        environ.setdefault(library, value)
     steps = [ExecuteAround, ClearMetadataPreprocessor, LimitOutput, SaveAutoGrades, AssignLatePenalties]
     running = {"timeout": timeout, "iopub_timeout": timeout, "shutdown_kernel": "immediate"}
     for (student, name), path in found.items():
@@ -184,7 +181,7 @@ def _rows(out: Path, student: str, name: str, wanted: list[Task]) -> Iterator[tu
         found = [(int(re.findall(r"\d+", one.name)[0]), one) for one in notebook.grades]
         for task in wanted:
             own = [one for number, one in found if number == task.number]
-            waiting = sum(float(one.max_score) for one in own if one.needs_manual_grade)
+            waiting = sum((float(one.max_score) for one in own if one.needs_manual_grade), 0.0)
             got = sum(float(one.score) for one in own)
             yield student, name, task.number, task.title, got, task.points, waiting, remarks.get(task.number, "")
 

@@ -5,6 +5,7 @@ nbgrader and its kernel are tested whole on the first assignment; of the others 
 
 import ast
 import builtins
+import os
 import re
 from functools import cache
 
@@ -132,6 +133,13 @@ def test_the_release_holds_no_solution_and_no_hidden_test(name, made):
             assert hidden not in there and max(hidden.splitlines(), key=len) not in there
     solution = (made / "solutions" / f"{name}.ipynb").read_text(encoding="utf-8")
     assert "### " not in re.sub(r'"### ', "", solution) and assignments.STUB.splitlines()[0] not in solution
+
+
+def test_nbgrader_leaves_the_environment_as_it_was(tmp_path):
+    """Its own ``setenv`` takes PATH away, after which neither a kernel nor a test finds any other program."""
+    before = dict(os.environ)
+    assignments.make(tmp_path / "course", {FIRST: SOURCES[FIRST]})
+    assert dict(os.environ) == before and "PATH" in before
 
 
 @each_task
@@ -320,7 +328,7 @@ def test_points_given_by_hand_are_kept(graded):
     row = table[(table["student"] == "solved") & (table["task"] == 8)].iloc[0]
     assert (row["points"], row["waiting"]) == (3, 0)
     rest = table["task"] != 8
-    pd.testing.assert_frame_equal(table[rest], before[rest], check_dtype=False)
+    pd.testing.assert_frame_equal(table[rest], before[rest])
 
 
 @pytest.mark.fault(
