@@ -173,6 +173,7 @@ def test_pictures_that_were_learnt_are_not_scored_on(tmp_path, monkeypatch, caps
         (["--limit", "0"], ["test_vit", "test_resnet"], "limit is a number of images"),
         ([], ["test_vit", "test_resnt"], "unknown model 'test_resnt'.*did you mean test_resnet"),
         ([], ["test_vit", "test_vit"], "named twice: test_vit"),
+        (["--only", "attended"], ["vit-small"], r"takes images of shape \(3, 64, 64\) and was given \(3, 160, 160\)"),
         (
             ["--only", "rollout", "head_subsets"],
             ["test_resnet", "test_vit"],
