@@ -145,36 +145,10 @@ def _blocks(model: nn.Module) -> Iterator[Tap]:
     for i, (name, home) in enumerate(zip(names, homes, strict=True)):
         block = modules[name]
         first, last = home not in homes[:i], home not in homes[i + 1 :]
-        if isinstance(block, PRE_NORM_BLOCKS):
+        if sublayers := _two_sublayers(name, block):
             if first:
                 yield Tap(f"{home}embed", name, "input", "embed")
-            yield Tap(f"{name}.norm1", f"{name}.norm1", "output", "norm")
-            yield Tap(f"{name}.attn", f"{name}.drop_path1", "output", "attn")
-            yield Tap(f"{name}.resid_mid", f"{name}.norm2", "input", "resid_mid")
-            yield Tap(f"{name}.norm2", f"{name}.norm2", "output", "norm")
-            yield _hidden(name, block.mlp, "mlp")
-            yield Tap(f"{name}.mlp", f"{name}.drop_path2", "output", "mlp")
-            yield Tap(f"{name}.resid_post", name, "output", "resid_post")
-        elif isinstance(block, nn.TransformerEncoderLayer) and block.norm_first:  # torch's own
-            if first:
-                yield Tap(f"{home}embed", name, "input", "embed")
-            yield Tap(f"{name}.norm1", f"{name}.norm1", "output", "norm")
-            yield Tap(f"{name}.attn", f"{name}.dropout1", "output", "attn")
-            yield Tap(f"{name}.resid_mid", f"{name}.norm2", "input", "resid_mid")
-            yield Tap(f"{name}.norm2", f"{name}.norm2", "output", "norm")
-            yield Tap(f"{name}.mlp_hidden", f"{name}.linear2", "input", "mlp_hidden")
-            yield Tap(f"{name}.mlp", f"{name}.dropout2", "output", "mlp")
-            yield Tap(f"{name}.resid_post", name, "output", "resid_post")
-        elif isinstance(block, mlp_mixer.MixerBlock):
-            if first:
-                yield Tap(f"{home}embed", name, "input", "embed")
-            yield Tap(f"{name}.norm1", f"{name}.norm1", "output", "norm")
-            yield Tap(f"{name}.token_mix", f"{name}.drop_path", "output", "token_mix", call=0)
-            yield Tap(f"{name}.resid_mid", f"{name}.norm2", "input", "resid_mid")
-            yield Tap(f"{name}.norm2", f"{name}.norm2", "output", "norm")
-            yield _hidden(name, block.mlp_channels, "mlp_channels")
-            yield Tap(f"{name}.channel_mix", f"{name}.drop_path", "output", "channel_mix", call=1)
-            yield Tap(f"{name}.resid_post", name, "output", "resid_post")
+            yield from sublayers
         elif isinstance(block, convnext.ConvNeXtBlock):
             if first:
                 yield Tap(f"{home}stem", f"{home}stem", "output", "stem")
@@ -188,6 +162,34 @@ def _blocks(model: nn.Module) -> Iterator[Tap]:
         ends = last and isinstance(block, (*PRE_NORM_BLOCKS, mlp_mixer.MixerBlock))
         if ends and _is_there(modules.get(f"{home}norm")):
             yield Tap(f"{home}norm", f"{home}norm", "output", "norm")
+
+
+def _two_sublayers(name: str, block: Any) -> list[Tap]:
+    """Taps of a pre-norm block of two sublayers: timm's, torch's own or a Mixer's; none for another block."""
+    calls: tuple[int | None, int | None] = (None, None)
+    if isinstance(block, PRE_NORM_BLOCKS):
+        kinds, ends, hidden = ("attn", "mlp"), ("drop_path1", "drop_path2"), _hidden(name, block.mlp, "mlp")
+    elif isinstance(block, nn.TransformerEncoderLayer) and block.norm_first:
+        kinds, ends = ("attn", "mlp"), ("dropout1", "dropout2")
+        hidden = Tap(f"{name}.mlp_hidden", f"{name}.linear2", "input", "mlp_hidden")
+    elif isinstance(block, mlp_mixer.MixerBlock):
+        kinds, ends, calls = ("token_mix", "channel_mix"), ("drop_path", "drop_path"), (0, 1)
+        hidden = _hidden(name, block.mlp_channels, "mlp_channels")
+    else:
+        return []
+    first, second = (
+        Tap(f"{name}.{kind}", f"{name}.{end}", "output", kind, call)
+        for kind, end, call in zip(kinds, ends, calls, strict=True)
+    )
+    return [
+        Tap(f"{name}.norm1", f"{name}.norm1", "output", "norm"),
+        first,
+        Tap(f"{name}.resid_mid", f"{name}.norm2", "input", "resid_mid"),
+        Tap(f"{name}.norm2", f"{name}.norm2", "output", "norm"),
+        hidden,
+        second,
+        Tap(f"{name}.resid_post", name, "output", "resid_post"),
+    ]
 
 
 def _home(block: str) -> str:
