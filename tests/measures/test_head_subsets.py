@@ -30,8 +30,8 @@ def batches(*sizes: int):
     return [torch.rand(n, 3, 32, 32, generator=draw) for n in sizes or (8, 8)]
 
 
-def side_by_side(vit, resnet, chosen, batches, groups: int = 2) -> MinibatchCKA:
-    """CKA of subsets of the heads with the first stage of a ResNet-18, from features laid side by side."""
+def side_by_side(vit, resnet, chosen, batches, groups: int = 2, kept=slice(None)) -> MinibatchCKA:
+    """CKA of subsets of the heads with the first stage of a ResNet-18, from features of patches laid side by side."""
     low, metric = taps_for(resnet, ["block"])[:2], MinibatchCKA(len(chosen), 2, groups)
     width = vit.embed_dim // vit.blocks[0].attn.num_heads
     for index, images in enumerate(batches):
@@ -44,7 +44,7 @@ def side_by_side(vit, resnet, chosen, batches, groups: int = 2) -> MinibatchCKA:
         ):
             vit(images)
             resnet(images)
-        x = out["blocks.0.attn.heads"][:, 1:].unflatten(-1, (-1, width)).double()
+        x = out["blocks.0.attn.heads"][:, 1:][:, kept].unflatten(-1, (-1, width)).double()
         own = torch.stack([gram_row(x[:, :, list(c)]) for c in chosen])
         metric.update(own, torch.stack(list(rows.values())).double(), batch_index=index)
     return metric
@@ -97,19 +97,7 @@ def test_corners_left_out_are_in_neither_distances_nor_outputs():
     table = head_subsets(vit, resnet, batches(), groups=2, corners=False).query("left_out == -1 and heads == 1")
     found = attention_distance(vit, batches(), groups=2, corners=False).query("block == 0 and left_out == -1")
     assert np.allclose(table["distance"], found["distance"], rtol=1e-4)
-    low, metric = taps_for(resnet, ["block"])[:2], MinibatchCKA(3, 2, 2)
-    for index, images in enumerate(batches()):
-        with (
-            torch.inference_mode(),
-            capture(vit, [head_outputs(vit, "blocks.0.attn")]) as out,
-            capture(resnet, low, gram_row) as rows,
-        ):
-            vit(images)
-            resnet(images)
-        x = out["blocks.0.attn.heads"][:, 1:][:, kept].unflatten(-1, (3, 16)).double()
-        metric.update(
-            torch.stack([gram_row(x[:, :, h]) for h in range(3)]), torch.stack(list(rows.values())).double(), index
-        )
+    metric = side_by_side(vit, resnet, [(0,), (1,), (2,)], batches(), kept=kept)
     assert np.allclose(table["cka"], metric.sums().cka(None).mean(1), atol=1e-5)
 
 
