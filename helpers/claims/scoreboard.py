@@ -225,7 +225,7 @@ def _entry(claim: Claim, found: Mapping[tuple[str, str], Verdict]) -> list[str]:
         lines += [f"{name}{literal(part.statistic)} Asked for: {literal(part.criterion)}{unit}.{why}", ""]
     if claim.changed:
         was, date, reason = (literal(claim.changed[key]) for key in ("was", "date", "reason"))
-        lines += [f"**Changed after it had been measured** ({date}): before, {was}. Reason: {reason}", ""]
+        lines += [f"**Changed after it had been measured** ({date}). Before: {was} Reason: {reason}", ""]
     return [*lines, ":::", "::::"]
 
 

@@ -29,11 +29,12 @@ def test_what_chapter_2_measures_is_measured_on_both_tracks_where_a_whole_resnet
 def test_criteria_have_not_changed_since_they_were_first_measured(root):
     """The lock holds the fingerprint of each claim's statistics and criteria as they were before the first run.
 
-    A change is allowed if the claim says in ``changed`` when, from what, and why; the lock itself never changes.
+    A change is allowed if the claim says in ``changed`` when, from what, and why; the lock itself never changes. Claims
+    of the drafts are in it although they are planned: first values of them have been seen.
     """
     locked = json.loads((root / "tests" / LOCK).read_text())
     for claim in registry.load().values():
-        if claim.status == "measured":
+        if claim.status == "measured" or claim.id in locked:
             now = claim.fingerprint()
             assert claim.id in locked, f'{claim.id} is measured now: add "{claim.id}": "{now}" to {LOCK}'
             same = locked[claim.id] == now
