@@ -4,16 +4,13 @@ Without a position encoding a ViT is a function of the *set* of its patches. The
 learned ones of one and of two dimensions and with relative ones (Dosovitskiy et al. 2021, Appendix D.4, Table 8). Fixed
 sines are those of Vaswani et al. (2017), along the sequence of patches, or half of the width for the row and half for
 the column. Relative places enter attention instead of tokens: a bias for each head and each step from a query to
-a key, shared by all blocks. ``hybrid`` is the ViT whose tokens come from a small ResNet instead of from patches.
+a key, shared by all blocks.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import GroupNormAct, HybridEmbed, StdConv2dSame
-from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
@@ -75,15 +72,3 @@ def vit(encoding: str, **network: Any) -> nn.Module:
         zeros = torch.zeros(model.num_prefix_tokens, model.embed_dim)
         model.pos_embed = nn.Parameter(torch.cat([zeros, patches])[None], requires_grad=False)
     return model
-
-
-def hybrid(**network: Any) -> nn.Module:
-    """timm's ``VisionTransformer`` of the arguments ``network`` whose tokens are positions of a ResNet's map.
-
-    A stem and two stages of three bottleneck blocks, which halve the image three times: one token for 8 × 8 pixels.
-    """
-    layers: dict[str, Any] = {"conv_layer": StdConv2dSame, "norm_layer": partial(GroupNormAct, num_groups=8)}
-    layers |= {"layers": (3, 3), "channels": (64, 128), "preact": False, "stem_type": "same"}
-    resnet = ResNetV2(num_classes=0, global_pool="", **layers)
-    network = {key: value for key, value in network.items() if key != "patch_size"}
-    return VisionTransformer(embed_layer=partial(HybridEmbed, backbone=resnet), patch_size=1, **network)

@@ -76,15 +76,6 @@ def test_kinds_differ_in_nothing_else():
     assert len(set(counted.values())) == 1, counted
 
 
-def test_a_hybrid_has_the_vits_tokens_from_a_resnet():
-    network = {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 5}
-    model = encodings.hybrid(**network).eval()
-    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
-    assert token_grid(model) == (8, 8) and prefix_tokens(model) == 1
-    assert model.patch_embed.feat_ratio(as_scalar=False) == (8, 8)
-    assert model.pos_embed.shape == (1, 65, 32)
-
-
 def test_wrong_widths_and_kinds_are_refused():
     for call, why in (
         (lambda: encodings.sines(torch.arange(3), 7), "the width is even; got 7"),
