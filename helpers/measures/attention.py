@@ -30,7 +30,7 @@ from helpers.measures.attention_maps import (
     network_of,
     one_a_block,
 )
-from helpers.measures.streams import at_least_one
+from helpers.measures.streams import at_least_one, at_least_two
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import prefix_tokens
 from helpers.networks.taps import Tap, capture, evaluating
@@ -120,8 +120,7 @@ def attention_distance(
             a chunk below 1, and where corners are to be left out of windows or of very small grids.
     """
     at_least_one(chunk=chunk)
-    if groups < 2:
-        raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
+    at_least_two(groups)
     names = attentions(model, names)
     sums: dict[str, list[Any]] = {name: [0] * groups for name in names}
     counts, number = [0] * groups, -1

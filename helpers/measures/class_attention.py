@@ -16,7 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from helpers.measures.attention import CHUNK
 from helpers.measures.attention_maps import WINDOWED, attention_maps, attentions, grid_of, network_of, one_a_block
-from helpers.measures.streams import at_least_one
+from helpers.measures.streams import at_least_one, at_least_two
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import has_class_token
 from helpers.networks.taps import evaluating
@@ -63,8 +63,7 @@ def on_object_by_head(maps: Tensor, masks: Tensor, groups: int = GROUPS) -> pd.D
     it knows where objects lie and not where this one does. Raises ``ValueError`` for fewer than two groups, fewer
     images than groups, and masks whose pixels do not divide into the patches.
     """
-    if groups < 2:
-        raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
+    at_least_two(groups)
     if groups > len(maps) or len(maps) != len(masks):
         raise ValueError(f"{groups} groups need as many images, and a mask each; got {len(maps)} and {len(masks)}")
     shape = (maps.shape[3], maps.shape[4])

@@ -26,6 +26,7 @@ from helpers.measures.attention import distances
 from helpers.measures.attention_maps import WINDOWED, Grid, attention_maps, attentions, grid_of
 from helpers.measures.cka import LEAST, MinibatchCKA, Sums
 from helpers.measures.hsic import gram_linear, gram_row, row_of_gram
+from helpers.measures.streams import at_least_two
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import prefix_tokens
 from helpers.networks.taps import Tap, capture, evaluating, taps_for
@@ -68,8 +69,7 @@ def head_subsets(
         ValueError: for a single head and for more than 16, for windows, for a group without a batch, and as
             ``attention_distance`` does.
     """
-    if groups < 2:
-        raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
+    at_least_two(groups)
     name = _attention_with_subsets(vit)
     sums, distances_of_heads = _read_heads(vit, resnet, batches, name, groups, corners)
     member = _subsets(_heads(vit, name))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.measures.patch_embedding import cut
+from helpers.measures.streams import at_least_two
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.taps import evaluating
 from helpers.uncertainty import GROUPS, delete_one
@@ -56,8 +57,7 @@ def shuffled_answers(
         ValueError: fewer than two groups, fewer images than groups, sizes that do not divide the images, a model
             that gives no logits (n, classes), another number of labels than of images.
     """
-    if groups < 2:
-        raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
+    at_least_two(groups)
     parts: dict[int, list[Tensor]] = {size: [] for size in (0, *sizes)}
     labels: list[Tensor] = []
     count = 0

@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from helpers.measures.attention import CHUNK
 from helpers.measures.attention_maps import WINDOWED, attention_maps, attentions, grid_of, network_of, one_a_block
-from helpers.measures.streams import at_least_one
+from helpers.measures.streams import at_least_one, at_least_two
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import has_class_token
 from helpers.networks.taps import evaluating
@@ -105,8 +105,7 @@ def on_object(maps: Tensor, masks: Tensor, groups: int = GROUPS) -> pd.DataFrame
     i mod ``groups``): ``own``, the share of the image's own map; ``common``, that of the mean map of all these images;
     ``gaussian``, that of a map which knows where the middle is; ``area``, the mask's share of the image.
     """
-    if groups < 2:
-        raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
+    at_least_two(groups)
     if groups > len(maps):
         raise ValueError(f"{groups} groups need as many images; got {len(maps)}")
     group = torch.arange(len(maps)) % groups

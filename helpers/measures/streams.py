@@ -18,6 +18,12 @@ def at_least_one(**numbers: int) -> None:
             raise ValueError(f"{name} is a whole number, at least 1; got {value}")
 
 
+def at_least_two(groups: int) -> None:
+    """Raise ``ValueError`` for fewer groups of images than a jackknife error needs."""
+    if groups < 2:
+        raise ValueError(f"an error needs two jackknife groups or more; got {groups}")
+
+
 def in_batches(images: ImageSet | Tensor | Sequence, batch: int) -> Iterable:
     """Batches of at most ``batch`` images: of an ``ImageSet``, a tensor (N, 3, H, W), or a tuple that begins with one.
 
