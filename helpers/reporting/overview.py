@@ -33,8 +33,7 @@ def card(report: Report) -> None:
     if own["weights"].startswith("random"):
         extra.append(
             "**Its weights are random.** What follows is about an architecture, and nothing in it was learnt; the "
-            "untrained "
-            "twin is another draw of the same."
+            "untrained twin is another draw of the same."
         )
     if "sha256" in own:
         extra.append(f"The weights have the sha256 `{own['sha256'][:16]}…`; the whole of it stands beside each table.")
@@ -67,9 +66,8 @@ def verdicts(report: Report) -> None:
         told = f"Here `{vit}` takes the part of the ViT" + (f" and `{resnet}` that of the ResNet" if resnet else "")
         prose(
             f"{told}. Each claim of the papers is asked for by a number that was fixed before anything was measured "
-            "(`book/claims.yml`). One network is one training, so a claim holds *for these networks* at most, and "
-            "it says "
-            "nothing where the untrained ones meet it too."
+            "(`book/claims.yml`). One network is one training, so a claim holds *for these networks* at most, and it "
+            "says nothing where the untrained ones meet it too."
         )
         rows = [
             {

@@ -1,5 +1,8 @@
 """The sections of a report's page: what each measure found, drawn and told, or why there is nothing to tell."""
 
+from collections.abc import Callable
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -24,10 +27,9 @@ def similarity(report: Report) -> None:
     if result is None:
         return _left_out(report, "similarity")
     prose(
-        "Centred kernel alignment (CKA) says how alike two layers are as to which images they hold for alike: 1 "
-        "where they agree "
-        "up to rotation and scale, 0 where they have nothing in common. It is taken of the residual stream at each "
-        "place of depth."
+        "Centred kernel alignment (CKA) says how alike two layers are as to which images they hold for alike: 1 where "
+        "they agree up to rotation and scale, 0 where they have nothing in common. It is taken of the residual stream "
+        "at each place of depth."
     )
     name, twin = report.name, f"{report.name}, untrained"
     maps = {name: frame(result, name)}
@@ -74,8 +76,7 @@ def attention(report: Report) -> None:
         return _left_out(report, "attention_distance")
     prose(
         "The attention distance of a head is how far, in pixels, the patches lie that a patch looks at, weighted by "
-        "how "
-        "much it looks at each. The dashed line is what an attention has that looks everywhere alike. A head far "
+        "how much it looks at each. The dashed line is what an attention has that looks everywhere alike. A head far "
         "below it is local."
     )
     rows, uniform = whole(heads), float(heads["uniform"].iloc[0])
@@ -95,12 +96,10 @@ def attention(report: Report) -> None:
         ax.set(ylim=(0, 1.15 * max(uniform, float(rows["distance"].max()))))
     figure(
         drawn, "attention",
-        f"Attention distance in {report.name}. Left: heads of the lowest and highest blocks, sorted. Right: mean "
-        "over the "
-        "heads of each block, beside the untrained twin. Dashed: uniform attention.",
+        f"Attention distance in {report.name}. Left: heads of the lowest and highest blocks, sorted. Right: mean over "
+        "the heads of each block, beside the untrained twin. Dashed: uniform attention.",
         "Two panels of lines of attention distance under a dashed line for uniform attention; left one line a block "
-        "over "
-        "its sorted heads, right one line each for the trained and the untrained network over blocks.",
+        "over its sorted heads, right one line each for the trained and the untrained network over blocks.",
     )  # fmt: skip
     near, far = rows.loc[rows["distance"].idxmin()], rows.loc[rows["distance"].idxmax()]
     local = int((rows["distance"] < 0.5 * rows["uniform"]).sum())
@@ -142,26 +141,22 @@ def fields(report: Report) -> None:
         "The effective receptive field of a position is how strongly it depends on each pixel of the image. Its radius "
         "is that of the disc that holds half of this. It covers all layers below, attention or not."
     )
-    rows = {name: report.table("receptive_fields", name) for name in _compared(report)}
-    stream = {name: whole(one[one["kind"].isin(STREAM)]) for name, one in rows.items() if one is not None}
-    sides = {name: int(report.networks[name]["card"]["images"].split()[0]) for name in stream}
-    lines = pd.concat(
-        [
-            pd.DataFrame({"depth": one["depth"], "radius (share of the image's side)": one["radius"] / sides[name],
-                          "network": name})
-            for name, one in stream.items()
-        ]
-    )  # fmt: skip
-    ax = plots.line_band(lines, x="depth", y="radius (share of the image's side)", hue="network", markers=False)
+
+    def stream(name: str, rows: pd.DataFrame) -> pd.DataFrame:
+        own = whole(rows[rows["kind"].isin(STREAM)])
+        return own.assign(**{"radius (share of the image's side)": own["radius"] / side(name)})
+
+    def side(name: str) -> int:
+        return int(report.networks[name]["card"]["images"].split()[0])
+
+    ax, ends = _over_depth(report, "receptive_fields", stream, "radius (share of the image's side)", markers=False)
     ax.set(ylim=(0, None))
-    _legend_above(ax)
     figure(
         ax.figure, "fields", "Radius of the effective receptive field over depth, as a share of the image's side.",
-        "Lines of the radius over depth. " + " ".join(_ends(name, one["radius"] / sides[name]) for name, one in
-                                                       stream.items()),
+        f"Lines of the radius over depth. {ends}",
     )  # fmt: skip
     table_, maps = found
-    own = stream[report.name]
+    own = whole(table_[table_["kind"].isin(STREAM)])
     at = np.unique(np.linspace(0, len(own) - 1, 4).round().astype(int))
     names = own["name"].iloc[at].tolist()
     order = whole(table_)["name"].tolist()
@@ -176,13 +171,12 @@ def fields(report: Report) -> None:
         "a pixel.",
     )  # fmt: skip
     first, last = own.iloc[min(1, len(own) - 1)], own.iloc[-1]
-    uniform = uniform_radius((sides[report.name],) * 2)
+    uniform = uniform_radius((side(report.name),) * 2)
     prose(
-        f"After the first place the radius is {first['radius']:.1f} px, at the end {last['radius']:.1f} px, of "
-        "images of "
-        f"{sides[report.name]} px; a position that depended on all pixels alike would have about {uniform:.0f} px. The "
-        f"central patch holds {100 * first['share']:.0f} % of the dependence at first and {100 * last['share']:.0f} "
-        "% at the end."
+        f"After the first place the radius is {first['radius']:.1f} px, at the end {last['radius']:.1f} px, of images "
+        f"of {side(report.name)} px; a position that depended on all pixels alike would have about {uniform:.0f} px. "
+        f"The central patch holds {100 * first['share']:.0f} % of the dependence at first and "
+        f"{100 * last['share']:.0f} % at the end."
     )
 
 
@@ -196,21 +190,17 @@ def skips(report: Report) -> None:
         "A residual block adds what its branch computes to what it was given. The ratio of the two norms says how much "
         "of a token comes by the skip: far above 1, the branch only retouches; near or below 1, it rewrites."
     )
-    rows = []
-    for name in _compared(report):
-        one = report.table("skip_ratios", name)
-        if one is not None:
-            one = whole(one[one["tokens"] == "all"])
-            place = np.linspace(0, 1, len(one))
-            rows.append(pd.DataFrame({"depth": place, "ratio, skip over branch": one["ratio"], "network": name}))
-    ax = plots.line_band(pd.concat(rows), x="depth", y="ratio, skip over branch", hue="network", markers=False)
+
+    def ratios(_: str, rows: pd.DataFrame) -> pd.DataFrame:
+        rows = whole(rows[rows["tokens"] == "all"]).rename(columns={"ratio": "ratio, skip over branch"})
+        return rows.assign(depth=np.linspace(0, 1, len(rows)))
+
+    ax, ends = _over_depth(report, "skip_ratios", ratios, "ratio, skip over branch", markers=False)
     ax.set(yscale="log")
     ax.axhline(1, color=plots.INK, linestyle=":", linewidth=1.2)
-    _legend_above(ax)
     figure(
         ax.figure, "skips", "Norm of the skip over that of its branch, mean over tokens, over depth. Dotted: as large.",
-        "Lines of the ratio over depth on a logarithmic axis, with a dotted line at one. "
-        + " ".join(_ends(one["network"].iloc[0], one["ratio, skip over branch"]) for one in rows),
+        f"Lines of the ratio over depth on a logarithmic axis, with a dotted line at one. {ends}",
     )  # fmt: skip
     means = whole(own[own["tokens"] == "all"])
     low, high = means.loc[means["ratio"].idxmin()], means.loc[means["ratio"].idxmax()]
@@ -230,33 +220,25 @@ def localisation(report: Report) -> None:
         return _left_out(report, "token_patches")
     prose(
         "If images that agree in one patch also agree in one token, the token still resembles this patch. The hit "
-        "rate is the "
-        "share of inner tokens that resemble their own patch more than any other."
+        "rate is the share of inner tokens that resemble their own patch more than any other."
     )
-    rows = []
-    for name in _compared(report):
-        one = report.table("token_patches", name)
-        if one is not None:
-            one = whole(one[one["model"] == name])
-            rows.append(one.rename(columns={"hit_rate": "hit rate"})[["depth", "hit rate"]].assign(network=name))
-    ax = plots.line_band(pd.concat(rows), x="depth", y="hit rate", hue="network")
+
+    def hits(name: str, rows: pd.DataFrame) -> pd.DataFrame:
+        return whole(rows[rows["model"] == name]).rename(columns={"hit_rate": "hit rate"})
+
+    ax, ends = _over_depth(report, "token_patches", hits, "hit rate")
     ax.set(ylim=(0, 1.03))
-    _legend_above(ax)
     figure(
         ax.figure, "localisation", "Share of inner positions most similar to their own patch. Of networks with stages "
-        "only the last one is read.", "Lines of the hit rate over depth, from 0 to 1. "
-        + " ".join(_ends(one["network"].iloc[0], one["hit rate"]) for one in rows),
+        "only the last one is read.", f"Lines of the hit rate over depth, from 0 to 1. {ends}",
     )  # fmt: skip
     mine = whole(own[own["model"] == report.name])
     first, last = mine.iloc[0], mine.iloc[-1]
     prose(
-        f"At `{first['place']}` {100 * first['hit_rate']:.0f} % of the inner positions resemble their own patch "
-        "most, at "
-        f"`{last['place']}` {100 * last['hit_rate']:.0f} %; with the images shuffled {100 * last['shuffled']:.0f} "
-        "%, by "
-        f"guessing {100 * last['chance']:.1f} %. At the end the most similar patch lies {last['displacement']:.1f} "
-        "steps "
-        "of the grid from a position's own, on average."
+        f"At `{first['place']}` {100 * first['hit_rate']:.0f} % of the inner positions resemble their own patch most, "
+        f"at `{last['place']}` {100 * last['hit_rate']:.0f} %; with the images shuffled {100 * last['shuffled']:.0f} "
+        f"%, by guessing {100 * last['chance']:.1f} %. At the end the most similar patch lies "
+        f"{last['displacement']:.1f} steps of the grid from a position's own, on average."
     )
 
 
@@ -268,25 +250,18 @@ def probes(report: Report) -> None:
         return _left_out(report, "probes")
     prose(
         "A linear probe learns the classes of the images from a layer's features. How well it does over depth says "
-        "where "
-        "in the network the classes become plain."
+        "where in the network the classes become plain."
     )
-    parts = []
-    for name in _compared(report):
-        one = report.table("probes", name)
-        if one is not None:
-            one = one[(one["images"] == "all") & (one["read_out"] == "mean token") & (one["shots"] != "full")]
-            parts.append(one.assign(network=name))
-    lines = pd.concat(parts).rename(columns={"accuracy": "accuracy, 10 images a class"})
-    ax = plots.line_band(
-        lines, x="depth", y="accuracy, 10 images a class", hue="network", error=("low", "high"), markers=False
-    )
-    _legend_above(ax)
+
+    def few(_: str, rows: pd.DataFrame) -> pd.DataFrame:
+        rows = rows[(rows["images"] == "all") & (rows["read_out"] == "mean token") & (rows["shots"] != "full")]
+        return rows.rename(columns={"accuracy": "accuracy, 10 images a class"})
+
+    ax, ends = _over_depth(report, "probes", few, "accuracy, 10 images a class", error=("low", "high"), markers=False)
     figure(
         ax.figure, "probes",
         "Accuracy of linear probes on the mean of all positions, from 10 images a class; bands: 95 %.",
-        "Lines of accuracy over depth with a band of error around each. "
-        + " ".join(_ends(one["network"].iloc[0], one["accuracy"]) for one in parts),
+        f"Lines of accuracy over depth with a band of error around each. {ends}",
     )  # fmt: skip
     scored = own[own["images"] == "all"]
     best = scored.loc[scored.groupby(["read_out", "shots"])["accuracy"].idxmax()]
@@ -295,25 +270,35 @@ def probes(report: Report) -> None:
     prose(
         f"The best of all is {100 * top['accuracy']:.1f} %, at `{top['place']}`, from the {top['read_out']} with "
         f"{'all images' if top['shots'] == 'full' else str(top['shots']) + ' images a class'}. Images scored on are "
-        "others than "
-        f"those learnt from: {int(top['n']):,} of them."
+        f"others than those learnt from: {int(top['n']):,} of them."
     )
     table(best[list(columns)].rename(columns=columns), "The best place for each read-out.")
 
 
-def _legend_above(ax: Axes) -> None:
-    """Put the names of the lines above the axes, where no line runs."""
+def _over_depth(
+    report: Report, recording: str, line: Callable[[str, pd.DataFrame], pd.DataFrame], y: str, **drawn: Any
+) -> tuple[Axes, str]:
+    """Draw a number over depth: a line each of the model, its twin and the networks beside it that were measured.
+
+    Args:
+        report: the report.
+        recording: the measure.
+        line: name of a network, and its table → the rows of its line, with the columns ``depth`` and ``y``.
+        y: the column to draw, as the axis calls it.
+        drawn: as for ``plots.line_band``.
+
+    Returns:
+        the axes, with the names of the lines above them, where no line runs; and in words how each line goes from the
+        lowest to the highest place.
+    """
+    names = [name for name, about in report.networks.items() if about["role"] != "reference twin"]
+    tables = {name: report.table(recording, name) for name in names}
+    lines = {name: line(name, rows) for name, rows in tables.items() if rows is not None}
+    every = pd.concat([rows.assign(network=name) for name, rows in lines.items()])
+    ax = plots.line_band(every, x="depth", y=y, hue="network", **drawn)
     sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
-
-
-def _ends(name: str, values: pd.Series) -> str:
-    """How a line goes from the lowest to the highest place, in words."""
-    return f"That of {name} begins at {values.iloc[0]:.2f} and ends at {values.iloc[-1]:.2f}."
-
-
-def _compared(report: Report) -> list[str]:
-    """The model, its twin and the networks beside it."""
-    return [name for name, about in report.networks.items() if about["role"] != "reference twin"]
+    ends = {name: (rows[y].iloc[0], rows[y].iloc[-1]) for name, rows in lines.items()}
+    return ax, " ".join(f"That of {name} begins at {a:.2f} and ends at {z:.2f}." for name, (a, z) in ends.items())
 
 
 def _left_out(report: Report, recording: str) -> None:
