@@ -30,7 +30,7 @@ def test_criteria_have_not_changed_since_they_were_first_measured(root):
     """The lock holds the fingerprint of each claim's statistics and criteria as they were before the first run.
 
     A change is allowed if the claim says in ``changed`` when, from what, and why; the lock itself never changes. Claims
-    of the drafts are in it although they are planned: first values of them have been seen.
+    of the drafts are in it although they are planned: first values of them have been computed.
     """
     locked = json.loads((root / "tests" / LOCK).read_text())
     for claim in registry.load().values():
