@@ -115,7 +115,11 @@ def test_rings_are_numpys_radial_average():
 
 def test_maps_that_are_not_square_have_a_table_and_no_diagonal():
     maps = torch.randn(2, 3, 6, 10)
-    assert np.isfinite(row(maps)["top"])
+    found, log = row(maps), np.log(np.abs(np.fft.fft2(maps.double().numpy())) + EPSILON).mean((0, 1))
+    assert found["top"] == pytest.approx(log[2, 4] - log[0, 0]) and found["nyquist"] == pytest.approx(
+        log[3, 5] - log[0, 0]
+    )
+    assert (found["rows"], found["columns"], found["top_frequency"]) == (6, 10, pytest.approx(4 / 6))  # along rows
     with pytest.raises(ValueError, match=r"square maps, and these are \(6, 10\)"):
         of(maps).curve("place")
     with pytest.raises(ValueError, match="no place 'blocks.9'; there are place"):

@@ -128,6 +128,11 @@ def test_what_has_no_components_is_refused(pictures, count, why):
         patch_embedding.components(pictures, count)
 
 
+def test_pictures_have_one_component_less_than_there_are_of_them():
+    found = patch_embedding.components(torch.rand(5, 3, 4, 4, generator=generator()), 4)
+    assert float(found.shares.sum()) == pytest.approx(1) and float(found.shares.min()) > 0.01
+
+
 def test_patches_of_images_have_components_too():
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=generator())
     images[:, :, :, :4] = images[:, :, :, 4:8]

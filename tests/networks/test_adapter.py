@@ -105,6 +105,16 @@ def test_every_measure_finds_its_way(mine):
     assert fields.places["row"].unique().tolist() == [20.0]  # row 2 of 4, patches of 8 px
 
 
+def test_images_need_not_be_square(mine):
+    wide = Adapter(mine.network, mine.network.encoder.layers, size=(16, 64), patch=PATCH, prefix=1, **NORMAL).eval()
+    assert token_grid(wide) == (2, 8)
+    pictures = images(4).reshape(4, 3, 16, 64)
+    heads = attention_distance(wide, pictures.split(1), groups=2)
+    assert heads["uniform"].iloc[0] == pytest.approx(uniform_distance((2, 8), PATCH))
+    with pytest.raises(ValueError, match=r"\(3, 16, 64\) and was given \(3, 32, 32\)"):
+        normalise(wide, images(1))
+
+
 def test_a_network_of_maps_needs_no_grid():
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(2)]
