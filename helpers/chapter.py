@@ -18,9 +18,9 @@ import pandas as pd
 from myst_nb import glue
 from pandas.api.types import is_float_dtype
 
-from helpers import results, uncertainty
+from helpers import results
 from helpers.claims.scoreboard import ChapterVerdicts, chapter_verdicts
-from helpers.claims.verdicts import record
+from helpers.claims.verdicts import estimated, record
 from helpers.images.sources import ImageSet
 from helpers.measures.heatmap import CKAResult
 
@@ -145,10 +145,10 @@ class Chapter:
             found = {}
             for name, (first, *rest) in (others or {}).items():
                 own, tables = (first, rest) if callable(first) else (statistic, [first, *rest])
-                found[name] = _estimate(own, tables, jumps)
+                found[name] = estimated(own, tables, jumps)
             return found
 
-        own, others = _estimate(statistic, measured, jumps), {"seeds": beside(seeds), "controls": beside(controls)}
+        own, others = estimated(statistic, measured, jumps), {"seeds": beside(seeds), "controls": beside(controls)}
         self.record(claim, track, **own, **others, figure=figure, n=n, note=note)
 
     def record(self, claim: str, track: str, value: Any, stderr: Any = None, **given: Any) -> None:
@@ -170,20 +170,6 @@ class Chapter:
     def verdicts(self) -> ChapterVerdicts:
         """The chapter's claims with their verdicts, for its last cell. Raises as ``chapter_verdicts``."""
         return chapter_verdicts(self.name)
-
-
-def _estimate(
-    statistic: Callable[..., Any], measured: Sequence[pd.DataFrame | CKAResult], jumps: bool
-) -> dict[str, Any]:
-    """A statistic and its uncertainty as ``verdicts.record`` takes them: value, and interval or stderr with groups."""
-    first = measured[0]
-    if isinstance(first, CKAResult):
-        value, spread = (first.bootstrap if jumps else first.statistic)(statistic)
-        groups = first.groups
-    else:
-        value, spread = (uncertainty.bootstrap if jumps else uncertainty.jackknife)(statistic, *measured)
-        groups = uncertainty.groups(first)
-    return {"value": value} | ({"interval": spread} if jumps else {"stderr": spread, "groups": groups})
 
 
 def _models(models: Models) -> list[str] | dict[str, Any]:

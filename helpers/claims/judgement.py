@@ -126,7 +126,7 @@ def judge(claim: Claim, track: str, entry: Mapping[str, Any]) -> Verdict:
     controls = _others(claim, entry.get("controls", {}))
     over = _over_trainings([parts, *(other.parts for other in seeds)])
     each = {own, *(other.word for other in seeds)}
-    all_over = _together([part.word if part else "" for part in over])
+    all_over = together([part.word if part else "" for part in over])
     word = INCONCLUSIVE
     if each == {HOLDS}:
         word = HOLDS if all_over == HOLDS else HOLDS_HERE
@@ -165,10 +165,10 @@ def _measured(claim: Claim, given: Mapping[str, Mapping[str, float]]) -> tuple[t
     for part in claim.parts:
         value, low, high = (numbers[part.name][key] for key in ("value", "low", "high"))
         parts.append(Measured(part, value, low, high, part.criterion.judge(low, high)))
-    return tuple(parts), _together([measured.word for measured in parts])
+    return tuple(parts), together([measured.word for measured in parts])
 
 
-def _together(words: Sequence[str]) -> str:
+def together(words: Sequence[str]) -> str:
     """The word for a claim whose parts have these."""
     if FAILS in words:
         return FAILS

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from helpers import uncertainty
+from helpers.claims.judgement import label, together
 from helpers.claims.registry import FAILS, HOLDS, INCONCLUSIVE, load, number
+from helpers.claims.verdicts import estimated, numbers
 
 WOULD = {HOLDS: "it would hold", FAILS: "it would fail", INCONCLUSIVE: "it would be inconclusive"}
 
@@ -30,24 +31,18 @@ def otherwise(claim: str, statistic: Callable[..., Any], *tables: pd.DataFrame, 
 
     Raises:
         KeyError: an unknown claim.
-        ValueError: not a number for each part, and as ``uncertainty.jackknife``.
+        ValueError: not a finite number for each part, and as ``uncertainty.jackknife``.
     """
-    parts = load()[claim].parts
+    asked = load()[claim]
     if means := all("left_out" not in table for table in tables):
-        value = np.atleast_1d(statistic(*tables))
-        ends = np.stack([value, value], -1)
-    elif jumps:
-        value, ends = uncertainty.bootstrap(statistic, *tables)
+        single = np.asarray(statistic(*tables))
+        given = {"value": single, "interval": np.stack([single, single], -1)}
     else:
-        value, reach = uncertainty.estimate(statistic, *tables)
-        ends = np.stack([value - reach, value + reach], -1)
-    values, ends = np.atleast_1d(value), np.atleast_2d(ends)
-    said, words = [], set()
-    for part, single, (low, high) in zip(parts, values, ends, strict=True):
-        name = "" if part.name == "value" else f"{part.name} "
-        unit = f" {part.unit}" if part.unit else ""
+        given = estimated(statistic, tables, jumps)
+    found, said, words = numbers(asked, given), [], []
+    for part in asked.parts:
+        value, low, high = (found[part.name][key] for key in ("value", "low", "high"))
         reach = "" if means else f" ({number(low, 2)} to {number(high, 2)})"
-        said.append(f"{name}{number(single, 2)}{reach}{unit}")
-        words.add(part.criterion.judge(low, high))
-    word = FAILS if FAILS in words else HOLDS if words == {HOLDS} else INCONCLUSIVE
-    return f"{', '.join(said)}: {WOULD[word]}"
+        said.append(f"{label(part)}{number(value, 2)}{reach}" + (f" {part.unit}" if part.unit else ""))
+        words.append(part.criterion.judge(low, high))
+    return f"{', '.join(said)}: {WOULD[together(words)]}"

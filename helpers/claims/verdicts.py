@@ -9,13 +9,16 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers import files, results
+import pandas as pd
+
+from helpers import files, results, uncertainty
 from helpers.claims.judgement import Verdict, by_part, judge
 from helpers.claims.registry import TRACKS, Claim, load
+from helpers.measures.cka_result import CKAResult
 from helpers.uncertainty import quantile
 
 UNITS = ("images", "blocks", "seeds", "networks")
@@ -73,14 +76,11 @@ def record(
         raise ValueError(f"{claim_id}: figure is the name of one of the chapter's figures, 'fig-…'; got {figure!r}")
     if units not in UNITS:
         raise ValueError(f"{claim_id}: n counts one of {', '.join(UNITS)}; got {units!r}")
-    numbers = _numbers(claim, value, stderr, interval, groups)
-    entry: dict[str, Any] = {"parts": numbers, "figure": figure, "n": n, "units": units, "note": note}
+    own = {"value": value, "stderr": stderr, "interval": interval, "groups": groups}
+    entry: dict[str, Any] = {"parts": numbers(claim, own), "figure": figure, "n": n, "units": units, "note": note}
     for kind, others in (("seeds", seeds), ("controls", controls)):
         if others:
-            entry[kind] = {
-                name: _numbers(claim, of["value"], of.get("stderr"), of.get("interval"), of.get("groups"), name)
-                for name, of in others.items()
-            }
+            entry[kind] = {name: numbers(claim, of, name) for name, of in others.items()}
     verdict = judge(claim, track, entry)
     path = results.folder() / "claims" / f"{chapter}.json"
     try:
@@ -121,14 +121,45 @@ def _claim_of(claim_id: str, track: str, chapter: str) -> Claim:
     return claim
 
 
-def _numbers(
-    claim: Claim, value: Any, stderr: Any, interval: Any, groups: int | None, other: str = ""
-) -> dict[str, dict[str, float]]:
-    """Value and ends of the interval of each part, of the claim's own measurement or of another; ValueError."""
+def estimated(
+    statistic: Callable[..., Any], measured: Sequence[pd.DataFrame | CKAResult], jumps: bool = False
+) -> dict[str, Any]:
+    """A statistic and its uncertainty over groups of images: ``value``, and ``stderr`` with ``groups`` or ``interval``.
+
+    Args:
+        statistic: function of the tables to a number, or to one for each part of a claim.
+        measured: tables with ``left_out``, or one CKA result, of whose matrix ``statistic`` is a function.
+        jumps: whether the interval is a bootstrap's.
+
+    Raises:
+        ValueError: as ``uncertainty.jackknife``.
+    """
+    first = measured[0]
+    if isinstance(first, CKAResult):
+        value, spread = (first.bootstrap if jumps else first.statistic)(statistic)
+        groups = first.groups
+    else:
+        value, spread = (uncertainty.bootstrap if jumps else uncertainty.jackknife)(statistic, *measured)
+        groups = uncertainty.groups(first)
+    return {"value": value} | ({"interval": spread} if jumps else {"stderr": spread, "groups": groups})
+
+
+def numbers(claim: Claim, given: Mapping[str, Any], other: str = "") -> dict[str, dict[str, float]]:
+    """Value and ends of the interval, ``low`` and ``high``, of each part of a claim.
+
+    Args:
+        claim: the claim.
+        given: ``value``, and ``stderr`` with ``groups`` or ``interval``, as for ``record``.
+        other: what was measured, where it is not the claim's own networks.
+
+    Raises:
+        ValueError: as ``record``.
+    """
     whose = f"{claim.id}, {other!r}" if other else claim.id
+    value, stderr, interval, groups = (given.get(key) for key in ("value", "stderr", "interval", "groups"))
     if (stderr is None) == (interval is None):
         raise ValueError(f"{whose}: give the uncertainty of its value, as stderr or as interval")
-    numbers = {}
+    found = {}
     for part, single in by_part(claim, value, "value").items():
         if stderr is not None:
             if groups is None:
@@ -139,8 +170,8 @@ def _numbers(
             low, high = map(float, by_part(claim, interval, "interval")[part])
         if not all(map(math.isfinite, (float(single), low, high))) or low > high:
             raise ValueError(f"{whose}, {part}: {single} between {low} and {high} is not a finite interval")
-        numbers[part] = {"value": float(single), "low": low, "high": high}
-    return numbers
+        found[part] = {"value": float(single), "low": low, "high": high}
+    return found
 
 
 def verdicts(folder: str | Path | None = None) -> dict[tuple[str, str], Verdict]:

@@ -5,7 +5,7 @@ is written to the book's own records. The model takes the part of the ViT or of 
 network with attention maps over one grid is taken for a ViT, one of stages without attention for a ResNet.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from helpers.claims.judgement import Verdict, by_part, judge
+from helpers.claims.judgement import Verdict, judge
 from helpers.claims.registry import Claim, load
+from helpers.claims.verdicts import estimated, numbers
 from helpers.measures import attention, receptive_field, skip_ratios, structure
-from helpers.measures.cka_result import CKAResult
 from helpers.measures.structure import places
 from helpers.reporting.stored import Report
-from helpers.uncertainty import bootstrap, groups, half_width, jackknife
 
 FIELD_PHOTOGRAPHS = 256  # that claim R12 asks for
 
@@ -169,34 +168,16 @@ def _numbers(report: Report, asked: Asked, claim: Claim, names: list[str]) -> di
         result = report.cka()
         assert result is not None
         own = [places(result, name) for name in names]
-        return _parts(claim, result, lambda matrix: asked.statistic(matrix, *own), asked.jumps)
+        return _parts(claim, [result], lambda matrix: asked.statistic(matrix, *own), asked.jumps)
     tables = [report.table(asked.recording, name) for name in names]
     return _parts(claim, tables, asked.statistic, asked.jumps)
 
 
 def _parts(claim: Claim, measured: Any, statistic: Callable[..., Any], jumps: bool) -> dict[str, dict[str, float]]:
-    if isinstance(measured, CKAResult):
-        value, spread = (measured.bootstrap if jumps else measured.statistic)(statistic)
-        count = measured.groups
-    else:
-        value, spread = (bootstrap if jumps else jackknife)(statistic, *measured)
-        count = groups(measured[0])
-    if jumps:
-        ends = np.asarray(spread, dtype=float)  # (2,) or (K, 2)
-        low, high = ends[..., 0], ends[..., 1]
-    else:
-        reach = half_width(np.asarray(spread), count)
-        low, high = value - reach, value + reach
-    numbers: list[Mapping[str, float]] = [
-        by_part(claim, x if np.ndim(x) else float(x), "a number") for x in (value, low, high)
-    ]
-    found = {
-        part.name: dict(zip(("value", "low", "high"), (float(x[part.name]) for x in numbers), strict=True))
-        for part in claim.parts
-    }
-    if not all(np.isfinite(number) for part in found.values() for number in part.values()):
+    found = estimated(statistic, measured, jumps)
+    if not np.isfinite(np.asarray(found["value"], dtype=float)).all():
         raise ValueError("Its number does not exist here")
-    return found
+    return numbers(claim, found)
 
 
 def _is_vit(report: Report, name: str) -> bool:

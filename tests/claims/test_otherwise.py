@@ -32,7 +32,7 @@ def test_means_alone_have_no_interval():
 
 
 def test_a_number_for_each_part_is_needed():
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="R15: value is needed for the parts"):
         otherwise("R15", of(1, 2), TABLE)
     with pytest.raises(KeyError):
         otherwise("R99", of(1), TABLE)

@@ -11,7 +11,7 @@ import torch
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from helpers import results
+from helpers import results, uncertainty
 from helpers.claims.registry import load as load_claims
 from helpers.measures.attention import attention_distance
 from helpers.networks.local_weights import model_from_file
@@ -30,7 +30,7 @@ def small():
         patch.setattr(layers, "FIELD_CHANNELS", 1)
         patch.setattr(layers, "FIELD_IMAGES", 16)
         patch.setattr(spatial, "DRAWS", 2)
-        patch.setattr(claims, "bootstrap", partial(claims.bootstrap, times=50))
+        patch.setattr(uncertainty, "bootstrap", partial(uncertainty.bootstrap, times=50))
         patch.setattr(store, "CODE", OWN.parent)  # the same from run to run, whoever edits the library meanwhile
         yield
 
