@@ -11,15 +11,17 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from helpers import files, results, uncertainty
 from helpers.claims.judgement import Verdict, by_part, judge
 from helpers.claims.registry import TRACKS, Claim, load
-from helpers.measures.cka_result import CKAResult
 from helpers.uncertainty import quantile
+
+if TYPE_CHECKING:  # a front end that shows verdicts needs no torch
+    from helpers.measures.cka_result import CKAResult
 
 UNITS = ("images", "blocks", "seeds", "networks")
 
@@ -122,7 +124,7 @@ def _claim_of(claim_id: str, track: str, chapter: str) -> Claim:
 
 
 def estimated(
-    statistic: Callable[..., Any], measured: Sequence[pd.DataFrame | CKAResult], jumps: bool = False
+    statistic: Callable[..., Any], measured: "Sequence[pd.DataFrame | CKAResult]", jumps: bool = False
 ) -> dict[str, Any]:
     """A statistic and its uncertainty over groups of images: ``value``, and ``stderr`` with ``groups`` or ``interval``.
 
@@ -135,12 +137,12 @@ def estimated(
         ValueError: as ``uncertainty.jackknife``.
     """
     first = measured[0]
-    if isinstance(first, CKAResult):
-        value, spread = (first.bootstrap if jumps else first.statistic)(statistic)
-        groups = first.groups
-    else:
+    if isinstance(first, pd.DataFrame):
         value, spread = (uncertainty.bootstrap if jumps else uncertainty.jackknife)(statistic, *measured)
         groups = uncertainty.groups(first)
+    else:
+        value, spread = (first.bootstrap if jumps else first.statistic)(statistic)
+        groups = first.groups
     return {"value": value} | ({"interval": spread} if jumps else {"stderr": spread, "groups": groups})
 
 
