@@ -5,6 +5,7 @@ says.
 """
 
 import html
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -174,6 +175,7 @@ def scoreboard_page(folder: str | Path | None = None) -> str:
     """
     claims, found = load(), verdicts(folder)
     lines = ["# Scoreboard", "", INTRODUCTION, "", *_summary(list(claims.values()), found)]
+    lines += ["", _filter(list(claims.values()), found)]
     sections: dict[tuple[str, str, str], list[Claim]] = {}
     for claim in claims.values():
         sections.setdefault((claim.paper, claim.section, claim.chapter), []).append(claim)
@@ -198,9 +200,27 @@ def _summary(claims: list[Claim], found: Mapping[tuple[str, str], Verdict]) -> l
     return head + [f"| {badge(word)} | " + " | ".join(str(counts[t][word]) for t in TRACKS) + " |" for word in words]
 
 
+def _filter(claims: list[Claim], found: Mapping[tuple[str, str], Verdict]) -> str:
+    """The place of the lists by which ``scoreboard.js`` filters the cards, with what they offer; empty without it."""
+    given = {status(claim, track, found) for claim in claims for track in TRACKS}
+    offered = {
+        "verdicts": [(_class(word), word) for word in BADGES if word in given],
+        "tracks": [(_class(track), name) for track, name in TRACKS.items()],
+        "chapters": [(_class(chapter), chapter[:2]) for chapter in sorted({claim.chapter for claim in claims})],
+    }
+    return f'<div class="scoreboard-filter" data-options="{html.escape(json.dumps(offered))}"></div>'
+
+
+def _class(text: str) -> str:
+    """A text as part of the name of a class in CSS."""
+    return re.sub("[^a-z0-9]+", "-", text.lower())
+
+
 def _entry(claim: Claim, found: Mapping[tuple[str, str], Verdict]) -> list[str]:
     """One claim: its sentence, a line for each track, and how it is measured, folded away."""
+    classes = [f"of-{_class(claim.chapter)}", *(f"{_class(t)}-{_class(status(claim, t, found))}" for t in TRACKS)]
     lines = [f"(claim-{claim.id.lower()})=", f"::::{{card}} {claim.id} · {literal(claim.sentence)}"]
+    lines += [f":class-card: claim {' '.join(classes)}", ""]
     reported = f" The paper reports: {claim.reported}." if claim.reported else ""
     lines += [literal(f"{claim.figures}.{reported}"), ""]
     words = {status(claim, track, found) for track in TRACKS}

@@ -7,6 +7,7 @@ from PIL import Image
 
 from helpers.building import book
 from helpers.building.site import faults
+from helpers.claims import registry, scoreboard, verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "build" / "site"
@@ -257,6 +258,27 @@ def test_the_reader_can_switch_to_the_dark(visit):
             break
         page.locator("button.theme-switch-button").last.click()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+@pytest.mark.browser
+def test_the_scoreboard_is_filtered_by_verdict_track_and_chapter(visit):
+    """What is left is what the book's claims and their words say, told again where it is counted."""
+    page = visit("book/scoreboard")
+    claims, found = registry.load().values(), verdicts.verdicts()
+    said, shown = page.locator(".scoreboard-filter [role=status]"), page.locator(".claim:visible")
+    assert said.inner_text() == f"{len(claims)} of {len(claims)} claims" and shown.count() == len(claims)
+    page.get_by_label("Verdict").select_option("not testable here")
+    page.get_by_label("Track").select_option("ImageNet")
+    wanted = [c.id for c in claims if scoreboard.status(c, "imagenet", found) == scoreboard.UNTESTABLE]
+    assert 0 < len(wanted) < len(claims) and said.inner_text() == f"{len(wanted)} of {len(claims)} claims"
+    assert shown.evaluate_all("cards => cards.map(c => c.id)") == [f"claim-{name.lower()}" for name in wanted]
+    page.get_by_label("Chapter").select_option("02")
+    assert shown.count() == sum(c.chapter.startswith("02") and c.id in wanted for c in claims)
+    headings = page.locator("article section section section:visible").count()
+    assert headings == len({c.chapter for c in claims if c.chapter.startswith("02") and c.id in wanted})
+    page.evaluate("location.hash = 'claim-r13'")  # a link to a claim that is hidden
+    page.locator("#claim-r13").wait_for(state="visible")
+    assert said.inner_text() == f"{len(claims)} of {len(claims)} claims"
 
 
 @pytest.mark.browser

@@ -1,9 +1,13 @@
 """What the reader sees of verdicts: the end of a chapter, and the scoreboard."""
 
+import json
+import re
+from html import unescape
+
 import pytest
 import yaml
 
-from helpers.claims import registry, scoreboard
+from helpers.claims import registry, scoreboard, verdicts
 from helpers.markup import literal
 
 CHAPTER = "02_representation"
@@ -43,6 +47,21 @@ def test_the_scoreboard_shows_every_claim_and_every_verdict(folder, record):
     assert "{numref}`fig-within`" in page and "[](/notebooks/02_representation.ipynb)" in page
     assert "`vit_large_patch16_224.augreg_in21k`" in page and "It's \\< half" in page
     assert page.count("::::{card}") == len(registry.load()) == page.count("\n::::\n")
+
+
+def test_cards_say_what_the_lists_of_the_page_choose_among(folder, record):
+    record_all(record)
+    page = scoreboard.scoreboard_page(folder)
+    options = json.loads(unescape(re.search(r'data-options="([^"]*)"', page)[1]))
+    cards = [set(line.split()[2:]) for line in page.splitlines() if line.startswith(":class-card: claim ")]
+    assert len(cards) == len(registry.load())
+    found = verdicts.verdicts(folder)
+    words, chapters = dict(options["verdicts"]), dict(options["chapters"])
+    for claim, classes in zip(registry.load().values(), cards, strict=True):
+        assert sum(f"of-{chapter}" in classes for chapter in chapters) == 1
+        for track, _ in options["tracks"]:
+            (word,) = (word for word in words if f"{track}-{word}" in classes)
+            assert words[word] == scoreboard.status(claim, track, found)
 
 
 def test_a_control_that_passes_is_told_of_wherever_the_verdict_stands(folder, record):
