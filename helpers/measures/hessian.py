@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers.measures import objective
-from helpers.measures.objective import Batch
+from helpers.measures.landscape import moved
+from helpers.measures.objective import Batch, Weights
 from helpers.networks.unfused import unfused
 from helpers.uncertainty import delete_one
 
@@ -152,6 +153,46 @@ def hessian_spectra(
                 rows.append({"batch": number, "rank": rank, "eigenvalue": eigenvalue, "residual": residual, **about})
     if not rows:
         raise ValueError("there is no batch, so there is no Hessian")
+    return pd.DataFrame(rows)
+
+
+def curvature_along(
+    model: nn.Module, images: Tensor, labels: Tensor, directions: Sequence[Weights], distances: Sequence[float]
+) -> pd.DataFrame:
+    """The curvature of the loss along directions: by the Hessian, and as steps of a finite length find it.
+
+    Along d the Hessian has dᵀ H d. Steps of length h find (L(w + h d) + L(w − h d) − 2 L(w)) / h². For a smooth loss
+    this tends to the same as h falls. Where ReLUs make kinks it need not, until h is so short that no kink is met.
+
+    Args:
+        model: a classifier of images; its attention is computed unfused while this runs.
+        images: (B, 3, H, W).
+        labels: (B,).
+        directions: each a mapping from the name of a parameter to its direction, as ``landscape.random_direction``.
+        distances: h, above 0; from about 0.01 of the weights on, below which rounding is seen.
+
+    Returns:
+        A row for each direction with ``direction`` from 0, ``hessian``, and a column for each distance (nats a squared
+        length of d).
+
+    Raises:
+        ValueError: a distance that is not above 0.
+    """
+    if not all(far > 0 for far in distances):
+        raise ValueError(f"steps have lengths above 0; got {list(distances)}")
+    parameters, rows = dict(model.named_parameters()), []
+    with unfused(model):
+        value = objective.loss(model, parameters, images, labels)
+        product = hessian_vector_product(value, list(parameters.values()))
+        for number, direction in enumerate(directions):
+            d = _flat(direction[name] for name in parameters)
+            row: dict[str | float, float] = {"direction": number, "hessian": float(d @ product(d))}
+            for far in distances:
+                with torch.no_grad():
+                    ends = [moved(parameters, (direction, step)) for step in (far, -far)]
+                    two = sum(float(objective.loss(model, at, images, labels)) for at in ends)
+                row[far] = (two - 2 * float(value.detach())) / far**2
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from test_objective import vit
+from torch import nn
 from torch.func import functional_call, hessian
 from torch.nn import functional as F
 
 from helpers import uncertainty
 from helpers.measures import hessian as measured
-from helpers.measures import objective
+from helpers.measures import landscape, objective
 from helpers.networks import zoo
 from helpers.networks.catalogue import ZOO
 from helpers.networks.inputs import normalise
@@ -185,6 +186,34 @@ def test_of_a_trained_network_a_product_is_the_change_of_the_gradient(name):
         near = 1e-5  # within a piece between the kinks of ReLUs, which have no curvature of their own
         change = (gradient(near) - gradient(-near)) / (2 * near)
     assert float((ours - change).norm() / ours.norm()) < 1e-4
+
+
+def test_steps_find_the_curvature_of_the_hessian_where_the_loss_is_smooth(batch):
+    direction = landscape.random_direction(objective.weights(vit()), 0)
+    idle = {name: torch.zeros_like(value) for name, value in direction.items()}
+    found = measured.curvature_along(vit(), *batch, [direction, idle], [0.05])
+    assert found.loc[1].tolist() == pytest.approx([1, 0, 0], abs=1e-3) and found["direction"].tolist() == [0, 1]
+    assert found.loc[0, 0.05] == pytest.approx(found.loc[0, "hessian"], rel=0.03)
+    assert abs(found.loc[0, "hessian"]) > 1e-3
+
+
+def test_a_step_over_a_kink_finds_what_the_hessian_has_not():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 1, bias=False), nn.ReLU(), nn.Linear(1, 2, bias=False))
+    model[1].weight.data.fill_(1e-3)
+    model[3].weight.data = torch.tensor([[1.0], [0.0]])
+    model.pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "input_size": (3, 1, 1)}
+    towards = {"1.weight": torch.full((1, 3), 1 / 3), "3.weight": torch.zeros(2, 1)}
+    white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+    found = measured.curvature_along(model, white, torch.tensor([0]), [towards], [0.1, 0.002]).loc[0]
+    # h along it the logit is x = max(0.003 + h, 0), and the loss log(1 + exp(−x)) has curvature 1/4 before the kink
+    assert found["hessian"] == pytest.approx(0.25, rel=1e-3) and found[0.002] == pytest.approx(0.25, abs=0.1)
+    beyond = np.log1p(np.exp(-0.103)) + np.log(2) - 2 * np.log1p(np.exp(-0.003))
+    assert found[0.1] == pytest.approx(beyond / 0.01, rel=1e-3) and found[0.1] < -4
+
+
+def test_steps_have_lengths(batch):
+    with pytest.raises(ValueError, match="above 0"):
+        measured.curvature_along(vit(), *batch, [], [0.1, 0.0])
 
 
 def test_without_a_batch_there_is_no_hessian():
