@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+from scipy import fft
 from torch import Tensor, nn
 
+from helpers.images.sources import batches, scene_images
 from helpers.measures.feature_variance import feature_variance
 from helpers.measures.fourier import EPSILON, Spectra, amplitudes, frequencies, shuffled_pixels, spectra, summary
 from helpers.measures.stream_maps import Place
+from helpers.networks import zoo
+from helpers.networks.inputs import normalise
 from helpers.networks.taps import Tap, capture
 
 CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 64, 64), "fixed_input_size": False}
@@ -159,6 +163,42 @@ def test_parseval_on_real_networks_and_the_numbers_of_a_place_by_hand():
             at = (table["place"] == place.name) & (table["left_out"] == left_out)
             assert table.loc[at, "top"].item() == pytest.approx(row(kept)["top"], abs=1e-3)
             assert table.loc[at, "high"].item() == pytest.approx(row(kept)["high"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_the_books_own_networks_by_timms_maps_and_scipys_transform(name):
+    """Neither our taps nor our transform: maps from timm's own ``forward_intermediates``, SciPy's FFT, NumPy's variance.
+
+    Of the ViT after every block, of the ResNet at the end of every stage; means over channels and images as the
+    published code takes them, whose variance divides by the number of positions less one.
+    """
+    model, images = zoo.load(name), torch.stack([scene_images(8)[i][0] for i in range(8)])
+    with torch.inference_mode():
+        x = normalise(model, images)
+        maps = (
+            model.forward_intermediates(x, norm=False, intermediates_only=True)
+            if name == "vit"
+            else model.forward_intermediates(x, intermediates_only=True)[1:]
+        )
+    loader = list(batches(scene_images(8), 4))
+    table = spectra(model, loader).table().merge(feature_variance(model, loader).table())
+    rows = table[table["left_out"] == -1].reset_index(drop=True)
+    if name == "vit":
+        rows = rows[rows["after"] == "MLP"]
+    else:
+        starts = rows.index[rows["opens"]].tolist()
+        rows = rows.loc[[*(start - 1 for start in starts[1:]), len(rows) - 1]]
+    assert len(rows) == len(maps) > 2
+    for (_, found), of_place in zip(rows.iterrows(), maps, strict=True):
+        x = of_place.double().numpy()
+        amplitude = np.abs(fft.fft2(x))
+        log, power, last = np.log(amplitude + 1e-6).mean((0, 1)), (amplitude**2).mean((0, 1)), (x.shape[2] - 1) // 2
+        assert found["top"] == pytest.approx(log[last, last] - log[0, 0], abs=1e-3), found["place"]
+        assert found["log_dc"] == pytest.approx(log[0, 0], abs=1e-3)
+        assert found["ac"] == pytest.approx(1 - power[0, 0] / power.sum(), rel=1e-3)
+        positions = x.shape[2] * x.shape[3]
+        published = x.var((2, 3), ddof=1).mean()
+        assert found["variance"] == pytest.approx(published * (positions - 1) / positions, rel=1e-3)
 
 
 def test_shuffled_pixels_keep_the_colours_of_an_image_and_lose_its_spectrum():
