@@ -167,7 +167,7 @@ def test_parseval_on_real_networks_and_the_numbers_of_a_place_by_hand():
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_the_books_own_networks_by_timms_maps_and_scipys_transform(name):
-    """Neither our taps nor our transform: maps from timm's own ``forward_intermediates``, SciPy's FFT, NumPy's variance.
+    """Neither our taps nor our transform: timm's own ``forward_intermediates``, SciPy's FFT and NumPy's variance.
 
     Of the ViT after every block, of the ResNet at the end of every stage; means over channels and images as the
     published code takes them, whose variance divides by the number of positions less one.
