@@ -19,8 +19,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from helpers.images.scenes import NOVEL, SIZE, Corpus
+from helpers.networks.alternet import attend, blur_before_subsampling
 from helpers.networks.colours import ColourHistogram
 from helpers.networks.surgery import remove_skip
+from helpers.networks.windows import restrict
 
 SCENES_CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, SIZE, SIZE)}
 
@@ -54,6 +56,9 @@ class Card:
     corpus: Corpus = Corpus()
     seed: int = 0
     without_skip: tuple[int, str] | None = None  # a block and a branch of it: see helpers.networks.surgery
+    attention: tuple[tuple[int, int], ...] = ()  # stages and blocks of a ResNet that attend: helpers.networks.alternet
+    blurred: bool = False  # whether a ResNet blurs before it subsamples: see helpers.networks.alternet
+    window: int | None = None  # side of what a patch of a ViT sees, in patches: see helpers.networks.windows
     start: str | None = None  # the stored model whose weights it starts from, its classifier apart
     position_std: float | None = None  # deviation of the position embeddings at the start; None: timm's, 0.02
     kept: tuple[int, ...] = ()  # after so many images seen the weights are stored as well: see zoo.load_step
@@ -152,6 +157,20 @@ SCARCE = tuple(
     for per_cent in FRACTIONS
 )
 
+# Networks built step by step, where there is room to gain: the ResNet on a tenth of the scenes, for 300 steps. Their
+# control, resnet-brief, is also the network of the same size: nine heads have as many weights as nine taps.
+_BRIEF = replace(_RESNET_SHORT, images_seen=38_400, distinct_images=10_000)
+_BUILT = (
+    Card("resnet-brief", "resnet", "the ResNet on few images and few steps: the control of AlterNets", recipe=_BRIEF),
+    Card("alternet-end4", "resnet", "attention at the end of the last stage", recipe=_BRIEF, attention=((3, 3),)),
+    Card("alternet-start4", "resnet", "attention at the start of the last stage", recipe=_BRIEF, attention=((3, 1),)),
+    Card("alternet-end34", "resnet", "attention at the end of the last two", recipe=_BRIEF, attention=((2, 3), (3, 3))),
+    Card("resnet-blurred", "resnet", "a 2 × 2 box blur before each subsampling", recipe=_BRIEF, blurred=True),
+    Card("vit-small-window3", "vit", "attention to the 3 × 3 patches around", _SMALL, SHORT, window=3),
+    Card("vit-small-window5", "vit", "attention to the 5 × 5 patches around", _SMALL, SHORT, window=5),
+)
+BUILT = tuple(_seeded(card, seed) for card in _BUILT for seed in _SEEDS[:2])
+
 _TUNED = replace(
     _VIT,
     name="vit-novel",
@@ -162,7 +181,7 @@ _TUNED = replace(
     kept=(),
 )
 
-ZOO: dict[str, Card] = {card.name: card for card in (*MASKED, *MAIN, *_CONTROLS, *SKIPLESS, *SCARCE, _TUNED)}
+ZOO: dict[str, Card] = {card.name: card for card in (*MASKED, *MAIN, *_CONTROLS, *SKIPLESS, *SCARCE, *BUILT, _TUNED)}
 
 
 BASELINE = Card("colours", "colours", "linear probe on the histogram of an image's colours: it sees no form at all")
@@ -189,6 +208,7 @@ def build(card: Card, seed: int | None = None) -> nn.Module:
             layers = {"stem_type": "fixed", "conv_layer": StdConv2d, "norm_layer": norm}
             model = ResNetV2(**{**network, **layers, "num_classes": classes, **card.architecture})
             model.stem.pool = nn.Identity()  # on images of 64 pixels a second halving would leave 2 × 2 positions
+            attend(model, card.attention, (SIZE, SIZE))
         elif card.family == "mixer":  # the ViT's patches, width and depth; token mixing as wide as half of it
             network = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "num_blocks": 8}
             model = MlpMixer(**{**network, "num_classes": classes, **card.architecture})
@@ -201,5 +221,9 @@ def build(card: Card, seed: int | None = None) -> nn.Module:
             nn.init.normal_(model.pos_embed, std=card.position_std)
     if card.without_skip:
         remove_skip(model, *card.without_skip)
+    if card.window:
+        restrict(model, card.window)
+    if card.blurred:
+        blur_before_subsampling(model)
     model.pretrained_cfg = dict(SCENES_CONFIG)
     return model

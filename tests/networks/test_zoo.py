@@ -16,6 +16,7 @@ from helpers import files
 from helpers.images.scenes import Corpus, render, split
 from helpers.networks import catalogue, zoo
 from helpers.networks.accuracy import CUES, TEST_SCENES
+from helpers.networks.alternet import SelfAttention2d
 from helpers.networks.inputs import normalise
 from helpers.networks.local_weights import local_card, local_notes
 from helpers.networks.surgery import SkiplessBlock
@@ -178,7 +179,10 @@ def test_the_architectures_are_those_of_the_book(name):
         assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
         convolutions = [module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
         standardised = [module for module in convolutions if type(module).__name__ == "StdConv2d"]
-        assert len(standardised) >= len(convolutions) - 1  # all but the classifier, which is a 1 × 1 convolution
+        attention = [module for module in model.modules() if isinstance(module, SelfAttention2d)]
+        assert len(attention) == len(card.attention)
+        others = 1 + 2 * len(attention)  # the classifier, a 1 × 1 convolution, and the projections of attention
+        assert len(standardised) == len(convolutions) - others
 
 
 def test_variants_differ_from_their_control_in_one_thing():
@@ -204,6 +208,12 @@ def test_variants_differ_from_their_control_in_one_thing():
         assert differences(name, first) - {"start", "kept"} == {"seed"} and zoo_of[name]["kept"] == ()
         start = zoo_of[first]["start"]
         assert zoo_of[name]["start"] == (start and f"{start}-seed{seed}")
+    for card in catalogue.BUILT:
+        control = "vit-small" if card.window else "resnet-brief"
+        kinds = ("attention", "blurred", "window") if card.name.removesuffix("-seed1") != control else ()
+        changed = {key for key in kinds if getattr(card, key)} | ({"seed"} if card.seed else set())
+        assert differences(card.name, control) == changed and len(changed - {"seed"}) == bool(kinds)
+    assert differences("resnet-brief", "resnet-short") == {"images_seen", "distinct_images"}
     assert differences("vit-small", "vit-short") == {"architecture"}
     assert differences("mixer", "vit-short") == {"family"}
     assert differences("vit-gap", "vit") == {"architecture", "kept"}
