@@ -1,4 +1,8 @@
-"""Files: where the repository lies, the hash of a file, and files that are there whole or not at all."""
+"""Files: where the repository lies, the hash of a file, and files that are there whole or not at all.
+
+``ROOT`` is the repository. A library that pip has installed lies in none: there it is the clone that the environment
+variable ``VIT_BOOK_CLONE`` names, with the networks of the zoo, and without it the working folder.
+"""
 
 import hashlib
 import os
@@ -8,7 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeGuard
 
-ROOT = Path(__file__).resolve().parent.parent
+CLONE_VARIABLE = "VIT_BOOK_CLONE"
+_HOME = Path(__file__).resolve().parent.parent
+INSTALLED = not (_HOME / "pyproject.toml").exists()  # by pip, as how_vits_see, without the folders of the repository
+
+
+def _root() -> Path:
+    named = os.environ.get(CLONE_VARIABLE)
+    if not INSTALLED:
+        return _HOME
+    return Path(named).expanduser().resolve() if named else Path.cwd()
+
+
+ROOT = _root()
 
 
 def sha256(file: str | Path) -> str:

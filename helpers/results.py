@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 
 from helpers import __version__
-from helpers.files import ROOT, is_sha256, replacing, sha256
+from helpers.files import INSTALLED, ROOT, is_sha256, replacing, sha256
 
 BOOK = ROOT / "build" / "results"  # what the build made, and nobody else writes
 FOLDER = ROOT / "build" / "own" / "results"
@@ -184,6 +184,8 @@ def code_version() -> dict[str, Any]:
     The code is another if git says so of a file it tracks, or if ``helpers`` holds a file that it neither tracks nor
     ignores, or if git does not answer. A copy of the book inside another repository has no commit of its own.
     """
+    if INSTALLED:  # by pip: a clone that is named beside it may hold another version
+        return {}
     top, commit = _git("rev-parse", "--show-toplevel"), _git("rev-parse", "HEAD")
     if not top or not commit or Path(top).resolve() != ROOT:
         return {}

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -69,7 +68,7 @@ with files.replacing({str(tmp_path / "a.csv")!r}) as (part,):
     environment = {**os.environ, "PYTHONPATH": str(files.ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as run:
         assert run.stdout.readline().strip() == "in the middle of it"
-        run.send_signal(signal.SIGKILL)
+        run.kill()
     assert (tmp_path / "a.csv").read_text() == "old"
     assert list(tmp_path.rglob("*.csv")) == [tmp_path / "a.csv"]  # what it left is not taken for a table
 

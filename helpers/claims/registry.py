@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from helpers.files import ROOT
+from helpers.files import INSTALLED, ROOT
 
-FILE = ROOT / "book" / "claims.yml"
+FILE = Path(__file__).with_name("claims.yml") if INSTALLED else ROOT / "book" / "claims.yml"
 TRACKS = {"scenes": "Scenes", "imagenet": "ImageNet"}
 HOLDS, FAILS, INCONCLUSIVE = "holds", "fails", "inconclusive"
 STATUSES = ("measured", "planned")

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from helpers import files
+from helpers import files, images
 from helpers.images.scenes import Corpus, render, split
 
-ROOMS = [files.ROOT / "helpers" / "images" / room for room in ("motifs.py", "scenes.py")]  # the code that draws
+ROOMS = [Path(images.__file__).with_name(room) for room in ("motifs.py", "scenes.py")]  # the code that draws
 
 
 def training_scenes(corpus: Corpus, count: int, work: Path) -> tuple[torch.Tensor, torch.Tensor]:

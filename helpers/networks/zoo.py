@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from helpers import results
-from helpers.files import replacing, sha256
+from helpers.files import CLONE_VARIABLE, INSTALLED, replacing, sha256
 from helpers.networks.catalogue import BASELINE, ZOO, Card, Recipe, build
 from helpers.networks.local_weights import (
     WEIGHTS_VARIABLE,
@@ -66,6 +66,11 @@ def card(name: str) -> dict:
     if not is_stored(name):
         if name not in (known := _catalogue()):
             raise ValueError(f"{name!r} is not in the zoo; it has {', '.join(known)}{nearest(name, known)}")
+        if INSTALLED:
+            raise FileNotFoundError(
+                f"no weights of {name!r} in {FOLDER}: the book's own networks come with its repository, not by pip. "
+                f"Clone it, and name the clone in the environment variable {CLONE_VARIABLE}"
+            )
         raise FileNotFoundError(f"{name!r} is not trained yet: no weights or no card in {FOLDER}; run `make zoo`")
     return _stored_card(name)
 

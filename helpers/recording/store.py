@@ -6,10 +6,8 @@ is interrupted before that step leaves the recording from before; one that is in
 next, before anything else (``resume``). Between the moves a reader is told that table and sidecar are out of step.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from helpers import files, results
@@ -88,17 +87,17 @@ def resume(out: Path) -> None:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """The folder of recordings for one run alone. Raises ValueError while another one writes to it."""
+    """The folder of recordings for one run alone, by the file ``.lock`` in it. Raises ValueError while another runs."""
     out.mkdir(parents=True, exist_ok=True)
-    folder = os.open(out, os.O_RDONLY)
+    lock = FileLock(out / ".lock")
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another run is recording to {out}; wait for it, or name another folder") from None
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another run is recording to {out}; wait for it, or name another folder") from None
+    try:
         yield
     finally:
-        os.close(folder)
+        lock.release()
 
 
 def _publish(name: str, ready: Path) -> None:
