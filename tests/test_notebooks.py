@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.name)]
-PAGES = sorted((ROOT / "book").glob("*.md"))
+PAGES = sorted((ROOT / "book").rglob("*.md"))
 ALT_LENGTH = 40
 HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}  # tags of cells whose code is not shown
 LINES, IMPORT_LINES = 15, 12  # of code that is shown in one cell, blank lines not counted

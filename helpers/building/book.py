@@ -27,11 +27,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import yaml
 from filelock import FileLock, Timeout
 
 from helpers import __version__
-from helpers.building import faults, site
+from helpers.building import faults, site, solutions
 from helpers.building.execution import (
     BookError,
     chapters,
@@ -141,6 +142,8 @@ def configuration(root: Path) -> dict:
 def stage(root: Path) -> str:
     """Lay out ``build/src`` anew and return its hash: pages, executed chapters, generated pages, configuration.
 
+    Where the configuration says ``hide_solutions``, the chapters are laid out without the solutions of their exercises.
+
     Raises:
         BookError: a chapter is missing from the table of contents, or an entry of it has no source.
     """
@@ -152,15 +155,18 @@ def stage(root: Path) -> str:
     remove(source)
     shutil.copytree(root / "book", source / "book")
     (source / "notebooks").mkdir()
-    for notebook in chapters(root):
-        shutil.copy(root / "build" / "executed" / notebook.name, source / "notebooks")
+    config = configuration(root)
     try:
+        for notebook in chapters(root):
+            place = Path(shutil.copy(root / "build" / "executed" / notebook.name, source / "notebooks"))
+            if solutions.hidden(config):
+                nbformat.write(solutions.without_solutions(nbformat.read(place, as_version=4)), place)
         generated = generated_pages(root, pages)
     except ValueError as error:
         raise BookError(f"a page can't be made: {error}") from error
     for name, text in generated.items():
         (source / f"{name}.md").write_text(text, encoding="utf-8")
-    (source / "_config.yml").write_text(yaml.safe_dump(configuration(root), sort_keys=False), encoding="utf-8")
+    (source / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     missing = [name for name in pages if not any((source / f"{name}{end}").exists() for end in (".md", ".ipynb"))]
     if missing:
         raise BookError(f"book/_toc.yml lists pages that do not exist: {', '.join(missing)}")
