@@ -6,13 +6,15 @@ their place. The numbers are whole ten-thousandths, 16 bits each, so a cell show
 
 import base64
 import html
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
+from matplotlib.pyplot import imsave
 
 STEPS = 10_000  # to one
 COLOURS = 64  # of a colour scale
@@ -53,7 +55,6 @@ def heat_maps(
     Raises:
         ValueError: errors of another shape than their matrix; a value that 16 bits do not hold.
     """
-    scale = [to_hex(colormaps[colours](step / (COLOURS - 1))) for step in range(COLOURS)]
     views = []
     for heading, (matrix, errors) in maps.items():
         if matrix.shape != np.shape(errors):
@@ -62,7 +63,65 @@ def heat_maps(
         rows, columns = ([str(name) for name in axis] for axis in (matrix.index, matrix.columns))
         view = {"heading": heading, "x": x, "y": y, "rows": rows, "columns": columns}
         views.append({**view, "values": packed(matrix.to_numpy()), "errors": packed(errors)})
-    return Explorer("heat-maps", label, {"steps": STEPS, "colours": scale, "views": views})
+    return Explorer("heat-maps", label, {"steps": STEPS, "colours": _scale(colours), "views": views})
+
+
+def token_maps(
+    label: str,
+    maps: np.ndarray,
+    choices: Mapping[str, Sequence[str]],
+    pictures: Sequence[np.ndarray],
+    grid: tuple[int, int],
+    patch: int,
+    distance: bool = False,
+    colours: str = "viridis",
+) -> Explorer:
+    """Maps over patches, one for each patch that asks: choose a picture, a block, a head, and the patch in the picture.
+
+    Args:
+        label: what a value of a map is, such as "attention", as the page says it.
+        maps: (pictures, …, T, T), an axis for each of ``choices``, then the patch that asks, then the patch asked.
+        choices: name → options of each axis before the last two; the first chooses the picture.
+        pictures: an image (H, W, 3), of [0, 1] or uint8, for each option of the first choice.
+        grid: rows and columns of patches, T in all.
+        patch: side of a patch, px.
+        distance: whether maps are weights, whose mean distance from the patch that asks is told beside them.
+        colours: a colour map of matplotlib, from 0 to the largest value of a map.
+
+    Raises:
+        ValueError: maps of another shape than the choices and the grid say, or a picture too few or too many.
+    """
+    tokens = grid[0] * grid[1]
+    wanted = (*map(len, choices.values()), tokens, tokens)
+    if maps.shape != wanted or len(pictures) != wanted[0]:
+        raise ValueError(
+            f"maps of {maps.shape} and {len(pictures)} pictures, where choices and grid ask for {wanted} and "
+            f"{wanted[0]}"
+        )
+    data = {
+        "steps": STEPS,
+        "colours": _scale(colours),
+        "label": label,
+        "choices": [[name, list(options)] for name, options in choices.items()],
+        "pictures": [_as_address(picture) for picture in pictures],
+        "grid": list(grid),
+        "patch": patch,
+        "distance": distance,
+        "values": packed(maps),
+    }
+    return Explorer("token-maps", label, data)
+
+
+def _as_address(picture: np.ndarray) -> str:
+    """An image (H, W, 3), of [0, 1] or uint8, as the address of a PNG that holds it."""
+    stream = io.BytesIO()
+    imsave(stream, np.asarray(picture), format="png")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _scale(colours: str) -> list[str]:
+    """A colour map of matplotlib in so many steps as the pages draw with."""
+    return [to_hex(colormaps[colours](step / (COLOURS - 1))) for step in range(COLOURS)]
 
 
 def packed(numbers: np.ndarray) -> str:

@@ -8,8 +8,10 @@ from html import unescape
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from helpers import explorers, files
+from helpers.measures import attention
 
 
 def maps(rows=3, columns=4):
@@ -76,3 +78,64 @@ def test_a_browser_says_of_a_cell_what_the_table_holds(browser, explorer, tmp_pa
     said = words.inner_text()
     assert said.startswith("X b with X b: CKA 1.000 ± 0.020")
     assert said.endswith("Best match of this row, itself apart: a, 0.800.")
+
+
+SIDE, PATCH = 3, 8
+
+
+def weights():
+    """Maps (2 pictures, 2 heads, 9, 9) whose rows sum to one."""
+    drawn = np.random.default_rng(1).uniform(0, 1, (2, 2, SIDE**2, SIDE**2)) ** 3
+    return drawn / drawn.sum(-1, keepdims=True)
+
+
+def token_maps(maps, pictures=2, **how):
+    pictures = [np.full((6, 6, 3), shade) for shade in np.linspace(0, 1, pictures)]
+    choices = {"Picture": ["a", "b"], "Head": ["0", "1"]}
+    return explorers.token_maps("Attention", maps, choices, pictures, (SIDE, SIDE), PATCH, **how)
+
+
+def test_maps_that_are_not_those_of_the_choices_are_refused():
+    with pytest.raises(ValueError, match=r"maps of \(2, 2, 9, 8\) and 2 pictures, .* ask for \(2, 2, 9, 9\) and 2"):
+        token_maps(weights()[..., :-1])
+    with pytest.raises(ValueError, match="and 3 pictures"):
+        token_maps(weights(), pictures=3)
+
+
+@pytest.mark.browser
+def test_a_browser_says_of_a_patch_where_it_looks_and_how_far(browser, tmp_path):
+    """By pointer, by sliders and by keyboard; distances agree with those of the measure."""
+    script = (files.ROOT / "book" / "_static" / "explorers.js").read_text(encoding="utf-8")
+    maps = weights()
+    text = token_maps(maps, distance=True)._repr_html_()
+    page_file = tmp_path / "page.html"
+    page_file.write_text(f"<!doctype html><meta charset=utf-8>{text}<script>{script}</script>")
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(page_file.as_uri())
+    words, canvas, head = (
+        page.locator(".explorer-words"),
+        page.locator("canvas"),
+        page.get_by_role("slider", name="Head"),
+    )
+    box = canvas.bounding_box()
+    head.press("ArrowRight")
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5)  # the picture: row 1, column 2
+    grid = attention.Grid((SIDE, SIDE), (PATCH, PATCH), prefix=0)
+    shown, best = maps[0, 1, 5], maps[0, 1, 5].argmax()
+    said = words.inner_text()
+    assert f"from the patch in row 1, column 2 (counted from 0): most, {shown[best]:.3f}," in said
+    assert f"to row {best // SIDE}, column {best % SIDE}." in said
+    mean = attention.distances(torch.from_numpy(maps[0, 1])[None, None].float(), grid)[0, 0]
+    own = (shown * grid.distances().numpy()[5]).sum()
+    uniform = attention.uniform_distance((SIDE, SIDE), PATCH)
+    numbers = f"this patch {own:.1f} px, over all patches of this picture {mean:.1f} px; "
+    assert numbers in said and said.endswith(f"alike would give {uniform:.1f} px.")
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.9)  # the map: row 2, column 0
+    assert f"To row 2, column 0: {shown[6]:.3f}." in words.inner_text()
+    canvas.focus()
+    page.keyboard.press("Shift+ArrowUp")
+    assert f"To row 1, column 0: {shown[3]:.3f}." in words.inner_text()
+    page.keyboard.press("ArrowLeft")
+    assert "from the patch in row 1, column 1" in words.inner_text() and "To row" not in words.inner_text()
+    page.get_by_role("slider", name="Picture").press("ArrowRight")
+    assert f"most, {maps[1, 1, 4].max():.3f}," in words.inner_text()

@@ -128,7 +128,119 @@
     new ResizeObserver(draw).observe(canvas);
   };
 
-  const kinds = { "heat-maps": heatMaps };
+  // Maps over patches. On the left the picture, in which a pointer or the arrow keys choose the patch that asks; on
+  // the right its map, of which a pointer, or the arrow keys with Shift, read a value.
+  const tokenMaps = (root, data) => {
+    const values = unpack(data.values, data.steps);
+    const [rows, columns] = data.grid, tokens = rows * columns, gap = 0.04;
+    const pictures = data.pictures.map((address) => Object.assign(new Image(), { src: address, onload: () => draw() }));
+    const chosen = data.choices.map(() => 0);
+    const canvas = element("canvas", { tabindex: "0", role: "img", width: "10", height: "10" });
+    const words = element("p", { class: "explorer-words", "aria-live": "polite" });
+    let query = Math.floor(rows / 2) * columns + Math.floor(columns / 2), key = -1;
+
+    const map = (asking) => {
+      let place = 0;
+      data.choices.forEach(([, options], axis) => { place = place * options.length + chosen[axis]; });
+      const start = (place * tokens + asking) * tokens;
+      return values.slice(start, start + tokens);
+    };
+    const apart = (i, j) =>
+      data.patch * Math.hypot(Math.floor(i / columns) - Math.floor(j / columns), (i % columns) - (j % columns));
+    const distance = (asking) => {
+      const weights = map(asking);
+      const total = weights.reduce((sum, weight) => sum + weight, 0);
+      return weights.reduce((sum, weight, j) => sum + weight * apart(asking, j), 0) / total;
+    };
+    const all = [...Array(tokens).keys()];
+    const mean = (of) => all.reduce((sum, i) => sum + of(i), 0) / tokens;
+    const uniform = mean((i) => mean((j) => apart(i, j)));
+
+    const draw = () => {
+      const ratio = window.devicePixelRatio || 1, wide = canvas.clientWidth || 320;
+      const side = (wide * (1 - gap)) / 2, cell = side / columns, right = side + wide * gap, high = cell * rows;
+      canvas.style.height = `${high}px`;
+      canvas.width = Math.round(wide * ratio);
+      canvas.height = Math.round(high * ratio);
+      const pen = canvas.getContext("2d");
+      pen.scale(ratio, ratio);
+      pen.imageSmoothingEnabled = false;
+      if (pictures[chosen[0]].complete) pen.drawImage(pictures[chosen[0]], 0, 0, side, high);
+      const shown = map(query), top = Math.max(...shown.filter((value) => !Number.isNaN(value)));
+      shown.forEach((value, j) => {
+        const step = Math.round((Math.max(0, value) / top) * (data.colours.length - 1));
+        pen.fillStyle = Number.isNaN(value) ? "#888" : data.colours[step] || data.colours[0];
+        pen.fillRect(right + (j % columns) * cell, Math.floor(j / columns) * cell, cell + 0.5, cell + 0.5);
+      });
+      const frame = (left, j, colour) => {
+        for (const [width, ink] of [[4, "#000"], [2, colour]]) {
+          pen.lineWidth = width;
+          pen.strokeStyle = ink;
+          pen.strokeRect(left + (j % columns) * cell + 1, Math.floor(j / columns) * cell + 1, cell - 2, cell - 2);
+        }
+      };
+      frame(0, query, "#fff");
+      frame(right, query, "#fff");
+      if (key >= 0) frame(right, key, "#ff9f40");
+    };
+
+    const at = (j) => `row ${Math.floor(j / columns)}, column ${j % columns}`;
+    const say = () => {
+      const shown = map(query);
+      const best = shown.reduce((found, value, j) => (found < 0 || value > shown[found] ? j : found), -1);
+      const read = key < 0 ? "" : ` To ${at(key)}: ${digits(shown[key], 3)}.`;
+      const far = !data.distance ? "" :
+        ` Mean distance from this patch ${digits(distance(query), 1)} px, over all patches of this picture ` +
+        `${digits(mean(distance), 1)} px; looking everywhere alike would give ${digits(uniform, 1)} px.`;
+      words.textContent =
+        `${data.label}, from the patch in ${at(query)} (counted from 0): most, ${digits(shown[best], 3)}, to ${at(best)}.${read}${far}`;
+    };
+    const show = () => { draw(); say(); };
+
+    const point = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
+      const left = x < 0.5, across = (left ? x : x - 0.5 - gap / 2) / ((1 - gap) / 2);
+      if (across < 0 || across >= 1 || y < 0 || y >= 1) return;
+      const found = Math.floor(y * rows) * columns + Math.floor(across * columns);
+      if (left) [query, key] = [found, -1];
+      else key = found;
+      show();
+    };
+    canvas.addEventListener("pointermove", point);
+    canvas.addEventListener("pointerdown", point);
+    canvas.addEventListener("keydown", (event) => {
+      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const from = event.shiftKey && key >= 0 ? key : query;
+      const row = Math.min(rows - 1, Math.max(0, Math.floor(from / columns) + step[0]));
+      const column = Math.min(columns - 1, Math.max(0, (from % columns) + step[1]));
+      if (event.shiftKey) key = row * columns + column;
+      else [query, key] = [row * columns + column, -1];
+      show();
+    });
+
+    const sliders = data.choices.map(([name, options], axis) => {
+      const slider = element("input", { type: "range", min: "0", max: String(options.length - 1), value: "0" });
+      const said = element("output", {}, options[0]);
+      slider.setAttribute("aria-valuetext", options[0]);
+      slider.addEventListener("input", () => {
+        chosen[axis] = Number(slider.value);
+        said.textContent = options[chosen[axis]];
+        slider.setAttribute("aria-valuetext", options[chosen[axis]]);
+        show();
+      });
+      return element("label", {}, `${name} `, slider, " ", said);
+    });
+    const row = element("div", { class: "explorer-choice" }, ...sliders);
+    canvas.setAttribute("aria-label", `${data.label}: the picture on the left, the map of the chosen patch on the right`);
+    root.replaceChildren(row, canvas, words);
+    show();
+    new ResizeObserver(draw).observe(canvas);
+  };
+
+  const kinds = { "heat-maps": heatMaps, "token-maps": tokenMaps };
   addEventListener("DOMContentLoaded", () => {
     for (const root of document.querySelectorAll(".explorer")) {
       root.setAttribute("role", "group");
