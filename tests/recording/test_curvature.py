@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from helpers import results
-from helpers.measures import hessian, objective
+from helpers.measures import hessian, landscape, objective
 from helpers.networks.catalogue import ZOO
 from helpers.recording import curvature
 from helpers.recording.curvature import Piece, State
@@ -109,3 +109,17 @@ def test_the_first_batch_of_a_network_has_the_recorded_eigenvalue():
     again = hessian.hessian_spectra(state.load(), [batch], state.card.recipe.weight_decay, 1, 0.05)
     assert again["loss"].iloc[0] == pytest.approx(first["loss"], rel=1e-3)
     np.testing.assert_allclose(again["eigenvalue"].iloc[0], first["eigenvalue"], rtol=0.02)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "hessian"])
+def test_a_point_of_a_landscape_has_the_recorded_loss(name):
+    table, sidecar = results.recorded(name)
+    far = table.iloc[0]  # the end of a ray, or a corner of a plane
+    state = State(**sidecar["pieces"][far["piece"]]["network"])
+    model, drawn = state.load(), objective.training_batches(state.card, 1, curvature.LOOKED_AT)
+    at = objective.weights(model)
+    along = {far["ray"]: far["radius"]} if "ray" in far else {0: far["x"], 1: far["y"]}  # seed of a direction → step
+    steps = [(landscape.random_direction(at, int(seed), far["per"]), step) for seed, step in along.items()]
+    again = landscape.values(model, landscape.moved(at, *steps), drawn, state.card.recipe.weight_decay)
+    assert again == pytest.approx({key: far[key] for key in again}, rel=1e-3)
+    assert max(map(abs, along.values())) == 1
