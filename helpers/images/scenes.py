@@ -16,6 +16,7 @@ import colorsys
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ OBJECT_RADIUS = (17.0, 26.0)  # pixels, circumscribed circle of the object
 TEXTURE_PERIOD = (5.5, 8.0)  # pixels
 OCCLUDERS = 2  # at most, each over a random place
 NOISE = 0.04  # standard deviation of the sensor noise, on a scale of 0 to 1
+KEPT = 8192  # validation and test scenes that a process keeps once they are drawn: 130 MB
 
 _CHOICES, _PER_LEAF = 64, 6  # uniform numbers a scene reads for its choices, and for each leaf
 _CELLS = 16  # a "blobs" texture is a smoothed field of 16 × 16 random cells
@@ -108,7 +110,7 @@ class Scenes:
 
 def render(corpus: Corpus, indices: Iterable[int]) -> Scenes:
     """Draw the scenes ``indices`` of ``corpus``. Raises ValueError for a negative index or no index at all."""
-    scenes = [_draw(corpus, int(index)) for index in indices]
+    scenes = [_scene(corpus, int(index)) for index in indices]
     if not scenes:
         raise ValueError("no scene was asked for: indices is empty")
     images, label, shape, texture, palette, mask, centre, scale = zip(*scenes, strict=True)
@@ -154,8 +156,21 @@ class SceneDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        image, label, *_ = _draw(self.corpus, self.indices[position])
-        return torch.from_numpy(image).permute(2, 0, 1).contiguous(), label
+        image, label, *_ = _scene(self.corpus, self.indices[position])
+        return torch.from_numpy(image.transpose(2, 0, 1).copy()), label
+
+
+def _scene(corpus: Corpus, index: int) -> tuple:
+    """What ``_draw`` gives; scenes to measure on, which are asked for again and again, are drawn once."""
+    return _kept(corpus, index) if index >= SPLITS["validation"][0] else _draw(corpus, index)
+
+
+@lru_cache(maxsize=KEPT)
+def _kept(corpus: Corpus, index: int) -> tuple:
+    drawn = _draw(corpus, index)
+    for array in (drawn[0], drawn[5]):  # image and mask
+        array.setflags(write=False)
+    return drawn
 
 
 _GRID = np.arange(SIZE, dtype=np.float32) + 0.5

@@ -58,7 +58,16 @@ class Probe:
     l2: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (x.float() - self.mean) / self.std @ self.weights + self.intercept[..., None, :]
+        return _scores(_standardised(x, self.mean, self.std), self.weights, self.intercept)
+
+
+def _standardised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return (x.float() - mean) / std
+
+
+def _scores(x: Tensor, weights: Tensor, intercept: Tensor) -> Tensor:
+    """Scores (…, N, K) of standardised features (…, N, D)."""
+    return x @ weights + intercept[..., None, :]
 
 
 def fit(
@@ -92,10 +101,10 @@ def fit(
         raise ValueError("the features are the same for all images, so no probe can read anything from them")
     std = std.masked_fill(fixed, torch.inf)  # 1 / inf = 0
     l2s = sorted(l2s, reverse=True)
-    weights, intercept = ridge((x - mean) / std, y.float(), l2s)
-    every = [Probe(mean, std, w, b, torch.tensor(l2)) for w, b, l2 in zip(weights, intercept, l2s, strict=True)]
-    losses = torch.stack([loss(probe(valid_x), valid_y) for probe in every])  # (L, …)
-    best = losses.argmin(0)  # the first, where several are as good
+    weights, intercept = ridge(_standardised(x, mean, std), y.float(), l2s)
+    held_out = _standardised(valid_x, mean, std)
+    losses = torch.stack([loss(_scores(held_out, *one), valid_y) for one in zip(weights, intercept, strict=True)])
+    best = losses.argmin(0)  # of (L, …): the first, where several are as good
     pick = best.view(1, *best.shape, 1, 1)
     weights, intercept = weights.take_along_dim(pick, 0)[0], intercept.take_along_dim(pick[..., 0], 0)[0]
     return Probe(mean, std, weights, intercept, torch.tensor(l2s)[best])
