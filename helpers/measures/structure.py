@@ -52,6 +52,21 @@ def places(result: CKAResult, model: str, length: int | None = None) -> Places:
     return Places(index, np.arange(len(index)) / length, np.array([int(stage[1]) if stage else -1 for stage in stages]))
 
 
+def only(result: CKAResult, *networks: Places) -> tuple[CKAResult, list[Places]]:
+    """The part of a result that some networks' places make up, and where they stand in it.
+
+    A statistic of few of many places is found sooner in it, and is the same. ``result`` compares all its taps with all.
+    """
+    index = np.unique(np.concatenate([network.index for network in networks]))
+    sums, every = result.sums, np.arange(len(index))
+    part = replace(
+        sums, cross=sums.cross[:, index][:, :, index], self_x=sums.self_x[:, index], self_y=sums.self_y[:, index]
+    )
+    taps = result.taps.iloc[index].reset_index(drop=True)
+    smaller = replace(result, sums=part, taps=taps, rows=every, columns=every, control=None)
+    return smaller, [replace(network, index=np.searchsorted(index, network.index)) for network in networks]
+
+
 def between(matrix: np.ndarray, a: Places, b: Places) -> np.ndarray:
     """CKA of the places of ``a`` (rows) with those of ``b`` (columns)."""
     return matrix[np.ix_(a.index, b.index)]

@@ -176,3 +176,21 @@ def test_across_a_block_are_the_places_up_to_its_input_and_from_its_output_on():
     assert structure.across_block(matrix, VIT, 1) > 0.3
     with pytest.raises(ValueError, match="blocks 0 to 3"):
         structure.across_block(matrix, VIT, 4)
+
+
+def test_the_part_of_a_result_that_some_places_make_up_gives_the_same_statistics():
+    rng = np.random.default_rng(0)
+    batches = [gram @ gram.T for gram in rng.normal(size=(3, 20, 40))]
+    own = np.stack([np.diag(gram) for gram in batches])
+    taps = pd.DataFrame({"model": "m", "name": [f"layer1.{i}" for i in range(20)], "kind": "block", "depth": 0.0})
+    sums, every = Sums(np.stack(batches), own, own, np.ones(3, int), np.full(3, 8)), np.arange(20)
+    result = CKAResult(sums, taps, every, every, 24, 8, 3, 0, "HSIC", "float32")
+    vit = Places(np.array([3, 5, 8, 9]), np.arange(4) / 3, np.full(4, -1))
+    resnet = Places(np.array([11, 12, 19]), np.arange(3) / 2, np.array([-1, 0, 0]))
+    part, (of_vit, of_resnet) = structure.only(result, vit, resnet)
+    assert part.matrix.shape == (7, 7) and part.taps["name"].tolist()[-1] == "layer1.19"
+    for way in ("statistic", "bootstrap"):
+        there = getattr(result, way)(lambda m: structure.last_third(m, vit, resnet))
+        here = getattr(part, way)(lambda m: structure.last_third(m, of_vit, of_resnet))
+        np.testing.assert_allclose(np.hstack(here), np.hstack(there), rtol=1e-12)
+    np.testing.assert_array_equal(of_resnet.depth, resnet.depth)
