@@ -98,6 +98,7 @@ def generated_pages(root: Path, pages: list[str]) -> dict[str, str]:
                 "chapters record them, and delete build/executed to have them executed again"
             )
         made["book/scoreboard"] = scoreboard.scoreboard_page(folder)
+        made["book/found"] = scoreboard.found_page(folder)  # a part of the first page
     if "book/models" in pages:
         from helpers.building import models_page
 

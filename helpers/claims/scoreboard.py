@@ -200,6 +200,32 @@ def _summary(claims: list[Claim], found: Mapping[tuple[str, str], Verdict]) -> l
     return head + [f"| {badge(word)} | " + " | ".join(str(counts[t][word]) for t in TRACKS) + " |" for word in words]
 
 
+def found_page(folder: str | Path | None = None) -> str:
+    """What the book found, for its first page, in MyST Markdown: each verdict as a tile, and counts of them.
+
+    ``folder``: the results folder whose verdicts it shows.
+    """
+    claims, found = list(load().values()), verdicts(folder)
+    lines = [":::{div} tiles", "", "| Chapter | " + " | ".join(TRACKS.values()) + " |", "|:--|" + ":--|" * len(TRACKS)]
+    for chapter in sorted({claim.chapter for claim in claims}):
+        mine = [claim for claim in claims if claim.chapter == chapter]
+        there = any((claim.id, track) in found for claim in mine for track in TRACKS)
+        cells = [f"[](/notebooks/{chapter}.ipynb)" if there else chapter]
+        cells += [" ".join(_tile(claim, track, found) for claim in mine) for track in TRACKS]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", ":::", "", *_summary(claims, found)]) + "\n"
+
+
+def _tile(claim: Claim, track: str, found: Mapping[tuple[str, str], Verdict]) -> str:
+    """A claim's verdict as a small coloured link to its card, in HTML."""
+    word = status(claim, track, found)
+    symbol, background, colour = BADGES[word]
+    style = f"background:{background};color:{colour};border-radius:0.25em;padding:0.05em 0.35em;white-space:nowrap"
+    says = html.escape(f"{claim.id}, {TRACKS[track]}: {word}. {claim.sentence}").replace("|", "&#124;")
+    address = f"scoreboard.html#claim-{claim.id.lower()}"
+    return f'<a class="tile" href="{address}" title="{says}" style="{style}">{claim.id} {symbol}</a>'
+
+
 def _filter(claims: list[Claim], found: Mapping[tuple[str, str], Verdict]) -> str:
     """The place of the lists by which ``scoreboard.js`` filters the cards, with what they offer; empty without it."""
     given = {status(claim, track, found) for claim in claims for track in TRACKS}

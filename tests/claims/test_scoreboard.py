@@ -3,6 +3,7 @@
 import json
 import re
 from html import unescape
+from itertools import product
 
 import pytest
 import yaml
@@ -62,6 +63,18 @@ def test_cards_say_what_the_lists_of_the_page_choose_among(folder, record):
         for track, _ in options["tracks"]:
             (word,) = (word for word in words if f"{track}-{word}" in classes)
             assert words[word] == scoreboard.status(claim, track, found)
+
+
+def test_the_first_page_has_a_tile_for_every_claim_and_track(folder, record):
+    record_all(record)
+    page, found = scoreboard.found_page(folder), verdicts.verdicts(folder)
+    tiles = re.findall(r'href="scoreboard.html#claim-([a-z0-9]+)" title="[A-Z0-9]+, (\w+): ([^.]+)\. ', page)
+    names = {name: track for track, name in registry.TRACKS.items()}
+    claims = {name.lower(): claim for name, claim in registry.load().items()}
+    assert sorted((name, names[track]) for name, track, _ in tiles) == sorted(product(claims, registry.TRACKS))
+    for name, track, word in tiles:
+        assert word == scoreboard.status(claims[name], names[track], found)
+    assert f"| [](/notebooks/{CHAPTER}.ipynb) |" in page and page.count("\n| ") > 8
 
 
 def test_a_control_that_passes_is_told_of_wherever_the_verdict_stands(folder, record):
