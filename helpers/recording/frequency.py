@@ -35,7 +35,7 @@ from helpers.uncertainty import GROUPS
 
 MAP_IMAGES = 96  # in as many batches as the jackknife has groups; blocks are the units, and not images
 NOISE_IMAGES = 500  # photographs
-NOISE_SCENES = 256
+NOISE_SCENES = 128
 BATCH = 50
 TRUE = "ILSVRC2012_val"  # photographs so named were in no training set of ImageNet
 SCENES = ("vit", "vit-seed1", "vit-seed2", "resnet", "resnet-seed1", "resnet-seed2")
