@@ -5,7 +5,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from helpers.building import book, solutions
+from helpers.building import book, execution, solutions
 
 EXERCISE = "```{exercise-start}\n:label: ex-sum\n```\n\nAdd one and two.\n\n```{exercise-end}\n```\n"
 START = "````{solution-start} ex-sum\n:class: dropdown\n````\n\nOne adds them.\n"
@@ -78,3 +78,21 @@ def test_the_setting_is_read_where_sphinx_exercise_has_it(root):
     assert not solutions.hidden(config) and not solutions.hidden({})
     config["sphinx"]["config"]["hide_solutions"] = True
     assert solutions.hidden(config)
+
+
+@pytest.mark.parametrize("path", execution.chapters(execution.files.ROOT), ids=lambda path: path.stem)
+def test_every_solution_of_a_chapter_holds_code_that_runs_with_it(path):
+    """It is a cell, so that ``tests/test_chapters.py`` executes it, and not a listing in the text."""
+    open_ = None
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            open_ = open_ and open_ | {"code": True}
+            continue
+        assert not solutions.DIRECTIVE.search(cell.source), cell.id
+        for bound in solutions.BOUND.finditer(cell.source):
+            if bound["end"] == "start":
+                open_ = {"cell": cell.id, "code": False}
+            else:
+                assert open_["code"], f"the solution that begins in {open_['cell']} holds no code cell"
+                open_ = None
+    assert open_ is None
