@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 from helpers.images.sources import ImageSet
-from helpers.measures.ridge import L2S, Probe, fit
+from helpers.measures.ridge import L2S, Probe, all_finite, fit
 from helpers.measures.streams import at_least_one, in_batches
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.places import OUTPUTS
@@ -144,7 +144,7 @@ def _each(
         if x.ndim not in (2, 3) or x.shape[:-2] != train_x.shape[:-2] or x.shape[-1] != train_x.shape[-1]:
             raise ValueError(f"features are (N, D) or (T, N, D) alike; the {name} features are {tuple(x.shape)}")
         _check_count(name, x, y)
-        if not x.isfinite().all():
+        if not all_finite(x):
             raise ValueError(f"the {name} features hold NaN or infinite values; look at what the network was given")
     if train_x.ndim == 2:
         probe = fit(train_x, train_y, valid_x, valid_y, l2s, loss)
@@ -307,7 +307,7 @@ def features(
             model(part)
             for place, found in out.items():
                 for name, x in found.items():
-                    if not x.isfinite().all():
+                    if not all_finite(x):
                         raise ValueError(f"{place}, {name}: features are not finite, or too large for {dtype}")
                     kept[name][place].append(x.cpu())
     return {name: {place: torch.cat(parts, -2) for place, parts in found.items()} for name, found in kept.items()}

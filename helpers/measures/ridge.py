@@ -14,6 +14,11 @@ from torch import Tensor
 L2S = tuple(10.0**k for k in range(-1, 6))
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether no number of a tensor is NaN or infinite, in one pass: either would be its least or its largest."""
+    return not x.numel() or all(bool(end.isfinite()) for end in torch.aminmax(x))
+
+
 def ridge(x: Tensor, y: Tensor, l2: float | Sequence[float]) -> tuple[Tensor, Tensor]:
     """Minimise Σ‖y − xw − b‖² + l2 ‖w‖² over weights w (…, D, K) and intercept b (…, K).
 
@@ -28,7 +33,7 @@ def ridge(x: Tensor, y: Tensor, l2: float | Sequence[float]) -> tuple[Tensor, Te
     if not l2s or min(l2s) <= 0:
         raise ValueError(f"l2 is a positive number, or several; got {l2}")
     for name, values in (("features", x), ("targets", y)):
-        if not values.isfinite().all():
+        if not all_finite(values):
             raise ValueError(f"the {name} hold NaN or infinite values; look at what the network was given")
     x_mean, y_mean = x.mean(-2, keepdim=True), y.mean(-2, keepdim=True)
     x, y = x - x_mean, y - y_mean
@@ -95,7 +100,8 @@ def fit(
         ValueError: where no feature changes among the N images.
     """
     x = x.float()
-    std, mean = torch.std_mean(x, -2, keepdim=True, correction=0)
+    mean = x.mean(-2, keepdim=True)
+    std = (x - mean).square().mean(-2, keepdim=True).sqrt()  # several times as fast as torch.std_mean
     fixed = std <= 1e-6 * mean.abs() + 1e-12
     if fixed.all(-1).any():
         raise ValueError("the features are the same for all images, so no probe can read anything from them")
