@@ -42,6 +42,7 @@ from helpers.measures.head_subsets import head_subsets
 from helpers.measures.heatmap import cka_heatmap
 from helpers.measures.hessian import hessian_vector_product
 from helpers.measures.hsic import BLOCK
+from helpers.measures.lesions import lesions, units
 from helpers.measures.localization import token_patches
 from helpers.measures.patch_shuffle import shuffled_answers
 from helpers.measures.probes import features
@@ -267,6 +268,11 @@ def analyses(n: int, turns: int) -> list[dict]:
     jobs["patches shuffled in three sizes, and not"] = (
         lambda: shuffled_answers(model, [images], (8, 16, 32), groups=2),
         lambda: [forward() for _ in range(4)],
+    )
+    labelled, passes = [(images, torch.arange(n) % 32)], 2 * len(units(model)) + 2
+    jobs["each branch silenced, by zero and by its mean"] = (
+        lambda: lesions(model, labelled, groups=2),
+        lambda: [forward() for _ in range(passes)],
     )
     jobs["noise in ten bands of frequency, and none"] = (
         lambda: answers_under_noise(model, [images], [0.1]),
