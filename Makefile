@@ -20,7 +20,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab lint hooks zoo record report bench assignments grade clean
+.PHONY: help book test lab lint hooks zoo record report bench assignments grade slides clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -81,6 +81,9 @@ assignments: $(VENV)/installed-course ## make the course's assignments, for stud
 grade: $(VENV)/installed-course ## grade assignments that were handed in: make grade SUBMISSIONS=folder OUT=folder
 	@test -n "$(SUBMISSIONS)" || { echo "Name the folder: make grade SUBMISSIONS=folder" >&2; exit 2; }
 	@$(RUN) -m helpers.building.grading "$(SUBMISSIONS)" $(if $(OUT),--out "$(OUT)")
+
+slides: book ## make a deck of slides of each chapter from its figures, and these as files, and print their path
+	@$(RUN) -m helpers.building.slides
 
 clean: ## remove everything that was built, but neither the environment nor your own runs and reports
 	rm -rf *.egg-info .pytest_cache .ruff_cache .mypy_cache
