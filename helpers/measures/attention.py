@@ -30,6 +30,7 @@ from helpers.measures.attention_maps import (
     network_of,
     one_a_block,
 )
+from helpers.measures.distributed import Share
 from helpers.measures.streams import at_least_one, at_least_two
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import prefix_tokens
@@ -123,10 +124,10 @@ def attention_distance(
     at_least_two(groups)
     names = attentions(model, names)
     sums: dict[str, list[Any]] = {name: [0] * groups for name in names}
-    counts, number = [0] * groups, -1
+    counts, read, share = [0] * groups, 0, Share()
     grids: dict[str, Grid] = {}
     with evaluating(model), ExitStack() as stack:
-        for number, batch in enumerate(batches):
+        for number, batch in share.dealt(batches):
             images = pixels(batch)
             if not grids:
                 with attention_maps(model, lambda A: A.shape[-1], names) as tokens:
@@ -144,8 +145,10 @@ def attention_distance(
                 for name, value in (item for maps in found for item in maps.items()):
                     sums[name][number % groups] += len(part) * value
             counts[number % groups] += len(images)
-        if number + 1 < groups:
-            raise ValueError(f"{groups} jackknife groups need as many batches; got {number + 1}: use smaller ones")
+            read += 1
+    sums, counts, read = share.summed((sums, counts, read))
+    if read < groups:
+        raise ValueError(f"{groups} jackknife groups need as many batches; got {read}: use smaller ones")
 
     def means(left_out: int | None) -> dict[str, np.ndarray]:
         kept = [group for group in range(groups) if group != left_out]

@@ -16,6 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from helpers.measures.attention import CHUNK
 from helpers.measures.attention_maps import WINDOWED, attention_maps, attentions, grid_of, network_of, one_a_block
+from helpers.measures.distributed import Share
 from helpers.measures.streams import at_least_one, at_least_two
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import has_class_token
@@ -32,13 +33,14 @@ def class_attention(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) 
     several attentions in a block, without images, and for a chunk below 1.
     """
     at_least_one(chunk=chunk)
-    names, parts = attentions(model), []
+    names, share = attentions(model), Share()
+    parts: dict[int, list[Tensor]] = {}  # by number of the batch
     one_a_block(model, names)
     network, _ = network_of(model, names[0])
     if isinstance(network, WINDOWED) or not has_class_token(network):
         raise ValueError(f"{type(model).__name__} has no class token whose attention could be shown")
     with evaluating(model), attention_maps(model, partial(torch.select, dim=2, index=0)) as rows:
-        for batch in batches:
+        for number, batch in share.dealt(batches):
             for part in pixels(batch).split(chunk):
                 model(normalise(model, part))
                 if len({row.shape for row in rows.values()}) > 1:
@@ -47,10 +49,12 @@ def class_attention(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) 
                 height, width = part.shape[-2:]
                 grid = grid_of(model, names[0], found.shape[-1], (height, width))
                 on_patches = found[..., grid.prefix :]
-                parts.append((on_patches / on_patches.sum(-1, keepdim=True)).unflatten(-1, grid.shape).cpu())
-        if not parts:
+                shares = (on_patches / on_patches.sum(-1, keepdim=True)).unflatten(-1, grid.shape)
+                parts.setdefault(number, []).append(shares.cpu())
+        every = share.in_order(parts)
+        if not every:
             raise ValueError("no images were given, so there is no attention to look at; give a batch or more")
-    return torch.cat(parts)
+    return torch.cat(every)
 
 
 def on_object_by_head(maps: Tensor, masks: Tensor, groups: int = GROUPS) -> pd.DataFrame:

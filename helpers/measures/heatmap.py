@@ -17,12 +17,12 @@ from itertools import islice
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers.measures.cka import LEAST, MinibatchCKA, gram_row
 from helpers.measures.cka_result import SUMMED, CKAResult
+from helpers.measures.distributed import meet, process
 from helpers.measures.streams import hashes, warn_of_repeated
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.taps import Tap, capture, evaluating, taps_for
@@ -48,7 +48,7 @@ def cka_heatmap(
         models: label → network; run in eval mode where its weights are, its modes restored at the end.
         loader: batches of images (n, 3, H, W), or tuples that begin with them. Read once, so it may shuffle. A last,
             smaller batch counts by its number of images; below 4 images it is left out (``result.skipped``).
-        kinds: kinds of taps (``taps.KINDS``) for all models, or label → kinds or ``Tap``s; all taps by default.
+        kinds: kinds of taps (``taps.KINDS``) for all models, or label → kinds or taps (``Tap``); all taps by default.
         batches: how many batches to read; all by default.
         progress: show a bar with images a second.
         shuffle: a seed; ``result.control`` is then CKA with the images of each batch permuted on one side: near 0.
@@ -81,7 +81,7 @@ def cka_heatmap(
     metric, control = MinibatchCKA(len(places)), MinibatchCKA(len(places), len(places))
     if device.type == "cuda":  # distributed sums of CUDA processes need their states there
         metric, control = metric.to(device), control.to(device)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    rank, world = process()
     size = skipped = used = 0
     seen: set[int] = set()
     with evaluating(*models.values()), torch.inference_mode(), _bar(loader, batches, progress and rank == 0) as bar:
@@ -109,6 +109,7 @@ def cka_heatmap(
                 control.update(rows, _shuffled(rows, (shuffle, index)), batch_index=index)
     if not used:
         raise ValueError(f"no batch of at least {LEAST} images was read; CKA needs one")
+    meet()  # which names a process that is lost; the sums would not
     sums, everything = metric.sums(), np.arange(len(places))
     warn_of_repeated(int(sums.images.sum()) - len(seen), int(sums.images.sum()), stacklevel=2)
     result = CKAResult(

@@ -17,6 +17,7 @@ from torch.nn.functional import one_hot
 from tqdm import tqdm
 
 from helpers.images.sources import ImageSet
+from helpers.measures.distributed import Share
 from helpers.measures.ridge import L2S, Probe, all_finite, fit
 from helpers.measures.streams import at_least_one, in_batches
 from helpers.networks.inputs import normalise, pixels
@@ -297,10 +298,11 @@ def features(
         }
         return {name: parts[name]().to(dtype, copy=True) for name in read_outs}
 
-    kept: dict[str, dict[str, list[Tensor]]] = {name: {tap.name: [] for tap in places} for name in read_outs}
-    loader = in_batches(images, batch)
+    kept: dict[str, dict[str, dict[int, list[Tensor]]]]
+    kept = {name: {tap.name: {} for tap in places} for name in read_outs}  # by number of the batch
+    loader, share = in_batches(images, batch), Share()
     with evaluating(model), capture(model, places, reduce, with_tap=True) as out:
-        for part in tqdm(loader, desc="features", unit="batch", disable=not progress):
+        for number, part in share.dealt(tqdm(loader, desc="features", unit="batch", disable=not progress)):
             part = normalise(model, pixels(part))
             height, width = part.shape[-2:]
             size = (height, width)
@@ -309,5 +311,8 @@ def features(
                 for name, x in found.items():
                     if not all_finite(x):
                         raise ValueError(f"{place}, {name}: features are not finite, or too large for {dtype}")
-                    kept[name][place].append(x.cpu())
-    return {name: {place: torch.cat(parts, -2) for place, parts in found.items()} for name, found in kept.items()}
+                    kept[name][place][number] = [x.cpu()]
+    return {
+        name: {place: torch.cat(share.in_order(parts), -2) for place, parts in found.items()}
+        for name, found in kept.items()
+    }

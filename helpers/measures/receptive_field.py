@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from helpers.measures.distributed import Share
 from helpers.measures.streams import at_least_one
 from helpers.networks.geometry import Centres
 from helpers.networks.inputs import normalise, pixels
@@ -167,8 +168,8 @@ def _summed_gradients(
     ``drawn``: for each place the channels of each image, (N, channels).
     """
     height, width = images.shape[-2:]
-    sums = torch.zeros(groups, len(taps), height, width)
-    for start in range(0, len(images), batch):
+    sums, share = torch.zeros(groups, len(taps), height, width), Share()
+    for _, start in share.dealt(range(0, len(images), batch)):
         x = images[start : start + batch]
         x = x.float() / 255 if x.dtype == torch.uint8 else x.float().clone()
         with torch.enable_grad(), capture(model, taps, partial(_middle, model, (height, width)), with_tap=True) as out:
@@ -186,7 +187,7 @@ def _summed_gradients(
                 gradient = torch.autograd.grad(chosen, x, retain_graph=True)[0]  # (B, 3, H, W)
                 sums[:, place].index_add_(0, group, gradient.abs().sum(1).cpu() / own.shape[1])
             bar.update()
-    return sums
+    return share.summed(sums)
 
 
 def half_mass_radius(field: Tensor, centre: tuple[float, float]) -> float:

@@ -21,6 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from helpers.measures.attention import CHUNK
 from helpers.measures.attention_maps import WINDOWED, attention_maps, attentions, grid_of, network_of, one_a_block
+from helpers.measures.distributed import Share
 from helpers.measures.streams import at_least_one, at_least_two
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.positions import has_class_token
@@ -56,7 +57,8 @@ def rollout_maps(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> 
     tokens is left out and the rest divided by its sum. Raises ``ValueError`` as ``attention_maps`` does, for networks
     with windows, stages, or several attentions in a block, without images, and for a chunk below 1.
     """
-    names, parts = attentions(model), []
+    names, share = attentions(model), Share()
+    parts: dict[int, list[Tensor]] = {}  # by number of the batch
     at_least_one(chunk=chunk)
     one_a_block(model, names)
     network, _ = network_of(model, names[0])
@@ -64,7 +66,7 @@ def rollout_maps(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> 
         raise ValueError(f"{type(model).__name__} attends within windows: it has no rollout")
     first = has_class_token(network)
     with evaluating(model), attention_maps(model, partial(torch.mean, dim=1)) as maps:
-        for batch in batches:
+        for number, batch in share.dealt(batches):
             images = pixels(batch)
             for part in images.split(chunk):
                 model(normalise(model, part))
@@ -73,10 +75,12 @@ def rollout_maps(model: nn.Module, batches: Iterable, *, chunk: int = CHUNK) -> 
                 grid = grid_of(model, names[0], rolled[0].shape[-1], (height, width))
                 queries = [r[:, 0] if first else r[:, grid.prefix :].mean(1) for r in rolled]
                 rows = torch.stack(queries, dim=1)[..., grid.prefix :]  # (B, blocks, patches)
-                parts.append((rows / rows.sum(-1, keepdim=True)).unflatten(-1, grid.shape).cpu())
-        if not parts:
+                shares = (rows / rows.sum(-1, keepdim=True)).unflatten(-1, grid.shape)
+                parts.setdefault(number, []).append(shares.cpu())
+        found = share.in_order(parts)
+        if not found:
             raise ValueError("no images were given, so there is no rollout; give a batch or more")
-    return torch.cat(parts)
+    return torch.cat(found)
 
 
 def centred_gaussian(shape: tuple[int, int], width: float = 0.25) -> Tensor:

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from helpers.measures.distributed import Share
 from helpers.measures.massive_tokens import MASSIVE
 from helpers.measures.streams import at_least_one
 from helpers.networks.inputs import float64, normalise, pixels
@@ -156,6 +157,7 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
     whole: list = [0.0] * len(layers)
     images = torch.zeros(groups, dtype=torch.double)
     waiting: dict[str, Tensor] = {}
+    share = Share()
 
     def pair(part: str, x: Tensor) -> Tensor | None:
         """What is measured of a sublayer once both its parts, "skip" and "long", have been read; None before that."""
@@ -169,7 +171,7 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
     skips = capture(model, [layer.skip for layer in layers], lambda x: pair("skip", x))
     longs = capture(model, [layer.long for layer in layers], lambda x: pair("long", x))
     with evaluating(model), skips as skip, longs as long:
-        for index, batch in enumerate(loader):
+        for index, batch in share.dealt(loader):
             batch = pixels(batch)
             model(normalise(model, batch))
             group = index % groups
@@ -181,7 +183,7 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
             for i, (layer, x) in enumerate(zip(layers, each, strict=True)):
                 if not torch.isfinite(x).all() or not x[4].any():
                     raise ValueError(f"{layer.name}: the branch is zero or not finite, so it has no ratio")
-                if index == 0:
+                if not isinstance(sums[i], Tensor):
                     sums[i] = torch.zeros(groups, 2, 6, x.shape[-1], dtype=torch.double)
                     whole[i] = torch.zeros(groups, len(tokens), dtype=torch.double)
                 every = torch.ones_like(x[0]) if kept is None else kept
@@ -190,6 +192,7 @@ def skip_ratios(model: nn.Module, loader: Iterable, groups: int = GROUPS) -> Ski
                     weight = every[:, where] if kind in ORDINARY.values() else 1.0
                     zz, ff = ((weight * square[:, where]).sum(1) for square in x[6:8])  # (B,)
                     whole[i][group, k] += (zz / ff).sqrt().sum().cpu()
+        sums, whole, images = share.summed((sums, whole, images))
         if not images.sum():
             raise ValueError("no images to measure the skips on")
     return SkipRatios(layers, sums, whole, images, tokens)

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor, nn
 
+from helpers.measures.distributed import Share
 from helpers.measures.streams import at_least_one
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.places import STREAM
@@ -96,6 +97,7 @@ def stream_sums(
     sums: list[dict[str, Tensor]] = [{} for _ in places]
     images = torch.zeros(groups, dtype=torch.double)
     size = (0, 0)
+    share = Share()
 
     def read(x: Tensor, tap: Tap) -> dict[str, Tensor]:
         found = positions(model, x, size=size, tap=tap)
@@ -108,7 +110,7 @@ def stream_sums(
 
     taps = [place.tap for place in places]
     with evaluating(model), capture(model, taps, read, with_tap=True) as out:
-        for index, batch in enumerate(loader):
+        for index, batch in share.dealt(loader):
             batch = pixels(batch)
             size = (batch.shape[2], batch.shape[3])
             model(normalise(model, batch))
@@ -120,6 +122,7 @@ def stream_sums(
                     if name not in total:
                         total[name] = torch.zeros(groups, *value.shape, dtype=torch.double)
                     total[name][index % groups] += value.cpu().double()
+        sums, images = share.summed((sums, images))
         if not images.sum():
             raise ValueError("no images to read the feature maps of")
     return places, sums, images

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -34,9 +35,9 @@ def in_batches(images: ImageSet | Tensor | Sequence, batch: int) -> Iterable:
 
 
 def hashes(images: Tensor) -> list[int]:
-    """A hash of each image's pixels, of 64 bits; two images have the same one where these are equal."""
+    """A hash of each image's pixels, of 64 bits; two images have the same one where these are equal, on any machine."""
     rows = images.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
-    return [hash(row.tobytes()) for row in rows]
+    return [int.from_bytes(blake2b(row, digest_size=8).digest(), "little") for row in rows]
 
 
 def warn_of_repeated(count: int, images: int, stacklevel: int) -> None:

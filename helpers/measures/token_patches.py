@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from helpers.images.sources import ImageSet
 from helpers.measures.cka import LEAST, Sums
+from helpers.measures.distributed import Share, gathered
 from helpers.measures.hsic import gram_row, inner_products
 from helpers.measures.massive_tokens import clipped
 from helpers.measures.streams import hashes, in_batches, warn_of_repeated
@@ -99,13 +100,14 @@ def token_patches(
         raise ValueError(f"CKA needs a batch of at least {LEAST} images; got batch={batch}")
     places = taps_for(model, OUTPUTS) if places is None else list(places)
     loader = in_batches(images, batch)
+    share = Share()
     seen: set[int] = set()
     counts = np.zeros((2, GROUPS), dtype=np.int64)  # batches, images
     kept: dict[str, dict[str, np.ndarray]] = {}  # place → name of a sum → by group
     grids: dict[str, tuple[int, int]] = {}
     with evaluating(model), Centres(model) as centres:
         own = cache(partial(own_patches, centres))  # grid, size → the patch of each pixel
-        for index, part in enumerate(tqdm(loader, desc="tokens and patches", unit="batch", disable=not progress)):
+        for index, part in share.dealt(tqdm(loader, desc="tokens and patches", unit="batch", disable=not progress)):
             part = pixels(part)
             if len(part) < LEAST:
                 if not index:
@@ -127,8 +129,12 @@ def token_patches(
                 grids[place] = grid
                 for name, value in found.items():
                     sums[name][index % GROUPS] += value.numpy()
+    kept, counts = share.summed((kept, counts))
+    at = {place: (grid, own(grid, size)) for place, grid in grids.items()}
+    at = next(filter(None, gathered(at)), at)  # of a process whose only batch was not below 4 images
+    seen = seen.union(*gathered(seen))
     warn_of_repeated(int(counts[1].sum()) - len(seen), int(counts[1].sum()), stacklevel=3)  # inference_mode is one
-    return {place: _with_control(sums, counts, grids[place], own(grids[place], size)) for place, sums in kept.items()}
+    return {place: _with_control(sums, counts, *at[place]) for place, sums in kept.items()}
 
 
 def _comparison(

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from helpers.measures.attention_maps import attention_maps
+from helpers.measures.distributed import alone
 from helpers.networks.inputs import normalise
 from helpers.networks.places import BRANCH_OUTPUTS, STREAM
 from helpers.networks.taps import evaluating, taps_for
-from helpers.recording import attention, layers, similarity, spatial
+from helpers.recording import attention, frequency, layers, similarity, spatial
 from helpers.recording.record import FEW, RECORDINGS
 from helpers.recording.store import batch_size
 from helpers.reporting.stored import TOGETHER
@@ -44,6 +45,7 @@ MEASURES = (
     Measure("token_patches", "localisation", 2.5, spatial.IMAGES),
     Measure("receptive_fields", "receptive fields", 0, layers.FIELD_IMAGES),
     Measure("probes", "probes over depth", 2.5, 10**9),
+    Measure("spectra", "frequencies and variance of feature maps", 5.0, frequency.MAP_IMAGES),
 )
 SIMILARITY = Measure("similarity", "CKA within and between networks", 2.0, 10**9)
 
@@ -84,6 +86,11 @@ class Cost:
 
 def jobs(subjects: list[Subject]) -> list[Job]:
     """All that a report asks, in the order in which it is measured; of what does not apply, the reason."""
+    with alone():  # a measure that is refused is refused before processes wait for each other
+        return _jobs(subjects)
+
+
+def _jobs(subjects: list[Subject]) -> list[Job]:
     costs = {}
     for subject in subjects:
         try:

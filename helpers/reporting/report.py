@@ -9,6 +9,9 @@ folder with cards.json, a file of weights, or ``none`` for random ones, ``DEVICE
 What will be measured, what cannot be and why, and about how long it takes is said before. Each table is kept, below
 ``build/reports/NAME``, when it is made, so the same command goes on where an interrupted one stopped. At the end a
 notebook draws the tables, and becomes a page, ``index.html``.
+
+``torchrun --nproc-per-node 2 -m helpers.reporting.report --model …`` lets several processes share the batches of each
+measure (``measures.distributed``); the first of them writes.
 """
 
 import argparse
@@ -16,9 +19,11 @@ import json
 import os
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -26,6 +31,7 @@ from tqdm import tqdm
 from helpers import files, results
 from helpers.files import ROOT
 from helpers.images.sources import ImageSet
+from helpers.measures.distributed import LostProcess, gathered, joined, own_device, process
 from helpers.recording import store
 from helpers.recording.record import RECORDINGS
 from helpers.reporting import page
@@ -40,16 +46,21 @@ def main(arguments: list[str] | None = None) -> None:
     """Make the report that the command line asks for. Ends with one line and status 2 where the inputs do not do."""
     given = _arguments(arguments)
     try:
-        on = device(given.device)
-        found = subjects(given.model, given.vs, given.weights, given.images, given.limit, given.crop, on)
-        out = (given.out.expanduser() / found[0].folder).resolve()
-        with store.alone(out):
-            asked = make(found, out, {"device": str(on)}, ask=given.plan)
-            if given.plan or given.no_page:
+        with joined() as (rank, _), TemporaryDirectory() as aside:
+            on = own_device(device(given.device))
+            found = subjects(given.model, given.vs, given.weights, given.images, given.limit, given.crop, on)
+            out = (given.out.expanduser() / found[0].folder).resolve()
+            if rank:  # the first process writes; what the others would write goes away
+                with redirect_stdout(None):
+                    make(found, Path(aside), {"device": str(on)}, ask=given.plan)
                 return
-            print(f"drawing the page of {sum(not job.reason for job in asked)} measures", flush=True)
-            print(f"the report: {page.build(out)}")
-    except (ValueError, OSError) as error:
+            with store.alone(out):
+                asked = make(found, out, {"device": str(on)}, ask=given.plan)
+                if given.plan or given.no_page:
+                    return
+                print(f"drawing the page of {sum(not job.reason for job in asked)} measures", flush=True)
+                print(f"the report: {page.build(out)}")
+    except (ValueError, OSError, LostProcess) as error:
         _stop(str(error))
 
 
@@ -63,12 +74,15 @@ def make(found: list[Subject], out: Path, about: dict[str, Any], ask: bool = Fal
         ask: only say what would be measured.
 
     Returns:
-        the jobs; one that failed although its trial did not has the reason by then.
+        the jobs; one that failed although its trial did not has the reason by then. Of several processes it ends the
+        run instead, for the others wait for what this one should have summed.
     """
+    rank, count = process()
     print(f"trying each measure on a few images of {', '.join(subject.name for subject in found)}", flush=True)
     asked = jobs(found)
     keys = [_key(job) for job in asked]
     done = [store.is_done(job.measure.recording, key, out / job.folder) for job, key in zip(asked, keys, strict=True)]
+    done = gathered(done)[0]
     print(told(asked, done))
     if ask:
         return asked
@@ -76,18 +90,20 @@ def make(found: list[Subject], out: Path, about: dict[str, Any], ask: bool = Fal
     notes["code"] = results.code_version()
     left = sum(job.seconds for job, there in zip(asked, done, strict=True) if not job.reason and not there)
     spent = planned = 0.0
-    with tqdm(total=round(left, 1), desc="report", unit="s", bar_format=BAR, disable=not left) as bar:
+    with tqdm(total=round(left, 1), desc="report", unit="s", bar_format=BAR, disable=not left or rank > 0) as bar:
         for i, (job, key) in enumerate(zip(asked, keys, strict=True)):
             if job.reason or done[i]:
                 continue
             pace = spent / planned if planned else 1.0
-            bar.write(
-                f"{job.title}: about {clock(job.seconds * pace)}; {clock((left - planned) * pace)} for all that is left"
-            )
+            if not rank:
+                takes, rest = clock(job.seconds * pace), clock((left - planned) * pace)
+                bar.write(f"{job.title}: about {takes}; {rest} for all that is left")
             start = time.monotonic()
             try:
                 _record(job, key, out, notes)
             except MISFITS as error:
+                if count > 1:
+                    raise ValueError(f"{job.title} could not be measured: {error}") from error
                 asked[i] = replace(job, reason=" ".join(str(error).split()))
                 bar.write(f"{job.title} could not be measured: {asked[i].reason}")
             spent, planned = spent + time.monotonic() - start, planned + job.seconds

@@ -13,6 +13,7 @@ from helpers import plots, uncertainty
 from helpers.claims.registry import number
 from helpers.measures.cka_result import CKAResult
 from helpers.measures.receptive_field import uniform_radius
+from helpers.measures.stream_maps import steps
 from helpers.measures.structure import frame, off_diagonal, places
 from helpers.networks.places import STREAM
 from helpers.reporting.page import figure, prose, table
@@ -275,8 +276,90 @@ def probes(report: Report) -> None:
     table(best[list(columns)].rename(columns=columns), "The best place for each read-out.")
 
 
+def frequencies(report: Report) -> None:
+    """Which frequencies feature maps hold over depth, and what each kind of sublayer changes."""
+    prose("## Which frequencies its maps hold")
+    own = report.table("spectra")
+    if own is None:
+        return _left_out(report, "spectra")
+    prose(
+        "At each place of the stream the channels are maps over the positions of an image, and have a spectrum. The "
+        "number drawn is the logarithm of the amplitude near the highest frequency minus that of the mean: where it "
+        "falls, maps grow smoother (Park & Kim 2022, Figures 2a and 8)."
+    )
+    column = "relative log amplitude at high frequency"
+    ax, ends = _over_depth(
+        report, "spectra", lambda _, rows: _as_shown(rows).rename(columns={"top": column}), column, markers=False
+    )
+    figure(
+        ax.figure, "frequencies", "Logarithm of the amplitude near the highest frequency, relative to that of "
+        "frequency zero, mean over channels and images, over depth.", f"Lines of the amplitude over depth. {ends}",
+    )  # fmt: skip
+    rows = _as_shown(own)
+    means = _changes(rows, "top")
+    first, last = rows.iloc[0], rows.iloc[-1]
+    prose(
+        " ".join(f"On average {name} changes it by {value:+.2f}." for name, value in means.items())
+        + f" Of the power that is not at frequency zero {100 * first['high']:.0f} % lies above half of the highest "
+        f"frequency at `{first['place']}`, {100 * last['high']:.0f} % at `{last['place']}`. A number that falls may "
+        "also say that the mean grew, since it is a difference; the table holds both parts."
+    )
+
+
+def variance(report: Report) -> None:
+    """How much feature maps vary over positions, over depth."""
+    prose("## How much maps vary over an image")
+    own = report.table("spectra", file="feature_variance")
+    if own is None:
+        return _left_out(report, "spectra")
+    prose(
+        "The variance of a channel over the positions of an image is the power of all its frequencies but zero. Where "
+        "it falls, positions grow alike (Park & Kim 2022, Figure 9)."
+    )
+    column = "variance, relative to the first place"
+
+    def line(_: str, rows: pd.DataFrame) -> pd.DataFrame:
+        rows = _as_shown(rows)
+        return rows.assign(**{column: rows["variance"] / rows["variance"].iloc[0]})
+
+    ax, ends = _over_depth(report, "spectra", line, column, file="feature_variance", markers=False)
+    ax.set(yscale="log")
+    figure(
+        ax.figure, "variance", "Variance of feature maps over positions, mean over channels and images, relative to "
+        "the first place, over depth.", f"Lines of the variance over depth on a logarithmic axis. {ends}",
+    )  # fmt: skip
+    rows = _as_shown(own)
+    means = _changes(rows.assign(log=np.log(rows["variance"])), "log")
+    most = rows.loc[rows["largest"].idxmax()]
+    prose(
+        " ".join(f"On average {name} multiplies it by {np.exp(value):.2f}." for name, value in means.items())
+        + f" At `{most['place']}` one channel alone has {100 * most['largest']:.0f} % of all of it, the most of any "
+        "place: where that share is large, the number is that of few channels."
+    )
+
+
+def _as_shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of a table of maps the rows of all images as they are, with their depth."""
+    rows = whole(rows[rows["images"] == "as they are"])
+    return rows.assign(depth=np.linspace(0, 1, len(rows)))
+
+
+def _changes(rows: pd.DataFrame, column: str) -> dict[str, float]:
+    """Kind of sublayer → what it changes of a column, mean over those that do not open a stage."""
+    changed = steps(rows, [column])
+    changed = changed[~changed["opens"].astype(bool)]
+    names = {"attention": "an attention", "MLP": "an MLP", "block": "a block"}
+    means = changed.groupby("after", sort=False)[column].mean()
+    return {names.get(str(kind), f"a step of {kind}"): float(value) for kind, value in means.items()}
+
+
 def _over_depth(
-    report: Report, recording: str, line: Callable[[str, pd.DataFrame], pd.DataFrame], y: str, **drawn: Any
+    report: Report,
+    recording: str,
+    line: Callable[[str, pd.DataFrame], pd.DataFrame],
+    y: str,
+    file: str | None = None,
+    **drawn: Any,
 ) -> tuple[Axes, str]:
     """Draw a number over depth: a line each of the model, its twin and the networks beside it that were measured.
 
@@ -285,6 +368,7 @@ def _over_depth(
         recording: the measure.
         line: name of a network, and its table → the rows of its line, with the columns ``depth`` and ``y``.
         y: the column to draw, as the axis calls it.
+        file: the table, where it is not called as the recording is.
         drawn: as for ``plots.line_band``.
 
     Returns:
@@ -292,7 +376,7 @@ def _over_depth(
         lowest to the highest place.
     """
     names = [name for name, about in report.networks.items() if about["role"] != "reference twin"]
-    tables = {name: report.table(recording, name) for name in names}
+    tables = {name: report.table(recording, name, file) for name in names}
     lines = {name: line(name, rows) for name, rows in tables.items() if rows is not None}
     every = pd.concat([rows.assign(network=name) for name, rows in lines.items()])
     ax = plots.line_band(every, x="depth", y=y, hue="network", **drawn)

@@ -52,13 +52,16 @@ class Report:
                 return measure["reason"]
         return "it was not asked for"
 
-    def table(self, recording: str, network: str | None = None) -> pd.DataFrame | None:
-        """A measured table of a network, by default the model; None where there is none."""
+    def table(self, recording: str, network: str | None = None, file: str | None = None) -> pd.DataFrame | None:
+        """A measured table of a network, by default the model; None where there is none.
+
+        ``file``: the table's name, where the recording has others beside the one that is called as it is.
+        """
         network = network or self.name
         folder = self.networks[network]["folder"]
         if self.reason(recording, network):
             return None
-        return results.read(recording, self.folder / folder)[0]
+        return results.read(file or recording, self.folder / folder)[0]
 
     def cka(self) -> CKAResult | None:
         """CKA of all networks; None where it was not measured."""

@@ -1,10 +1,12 @@
 """``make report`` from end to end: what is measured, kept, drawn, told to be missing, and refused."""
 
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -67,7 +69,7 @@ def test_the_page_holds_its_figures_and_asks_no_other_host(made):
     soup = page(made)
     figures = soup.find_all("figure")
     assert {figure["id"] for figure in figures} >= {
-        "similarity", "attention", "fields", "maps", "skips", "localisation", "probes",
+        "similarity", "attention", "fields", "maps", "skips", "localisation", "probes", "frequencies", "variance",
     }  # fmt: skip
     for figure in figures:
         image = figure.find("img")
@@ -200,6 +202,30 @@ def test_a_network_of_maps_is_told_what_does_not_apply(photographs, tmp_path):
         "attention_distance", found.name
     )
     assert claims.verdicts(found)[0] == []
+
+
+def shared(rank, photographs, out, store):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    run(photographs, out, "--no-page")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_make_the_tables_of_one(made, photographs, tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    start = torch.multiprocessing.get_context("fork").Process  # what is patched here is patched there
+    given = (photographs, tmp_path / "out", tmp_path / "store")
+    processes = [start(target=shared, args=(rank, *given)) for rank in range(2)]
+    for one in processes:
+        one.start()
+    for one in processes:
+        one.join(300)
+    assert [one.exitcode for one in processes] == [0, 0]
+    tables = {file.relative_to(made) for file in made.rglob("*.csv")}
+    other = tmp_path / "out" / made.name
+    assert tables == {file.relative_to(other) for file in other.rglob("*.csv")} and len(tables) > 6
+    for table in tables:
+        pd.testing.assert_frame_equal(pd.read_csv(other / table), pd.read_csv(made / table), rtol=1e-6, atol=1e-6)
+    assert np.allclose(Report(other).cka().matrix, Report(made).cka().matrix, atol=1e-6, equal_nan=True)
 
 
 # --- what is refused
