@@ -54,7 +54,7 @@ def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = BINS) -> pd
 
 
 def expected_calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = BINS) -> float:
-    """Mean over images of the gap |accuracy − confidence| of their bin; arguments and errors as ``reliability``."""
+    """Mean over images of the gap of accuracy and confidence in their bin; arguments and errors as ``reliability``."""
     sure, hits = _checked(confidence, right, bins)
     gaps = np.bincount(_bin(sure, bins), hits - sure, minlength=bins)
     return float(np.abs(gaps).sum() / len(sure))

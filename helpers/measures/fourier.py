@@ -2,7 +2,7 @@
 
 Park & Kim (2022, Figures 2a, 8 and D.2) take the logarithm of the amplitude at the places of a half-diagonal of the
 two-dimensional spectrum, average it over channels and images, and subtract what stands at frequency zero. ``spectra``
-gives that number, and beside it what it leaves out:
+gives that number, and beside it what it leaves out::
 
     top        the authors' number, at the last place of their half-diagonal: on an even grid of N rows it lies at
                (N − 2) / N of π and not at π

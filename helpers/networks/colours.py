@@ -15,7 +15,7 @@ HISTOGRAM_BINS = 6  # for each of red, green and blue
 class ColourHistogram(nn.Module):
     """Class scores from the colours of an image alone: a linear map of the square roots of their shares.
 
-    Images (B, 3, H, W) in [0, 1] → scores (B, classes). Colours are counted in ``bins``³ boxes of RGB.
+    Images (B, 3, H, W) in [0, 1] → scores (B, classes). Colours are counted in bins³ boxes of RGB.
     """
 
     pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3}  # it takes images in [0, 1], as they are
