@@ -32,7 +32,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from helpers import __version__
-from helpers.building import faults, site, solutions
+from helpers.building import faults, head, site, solutions
 from helpers.building.execution import (
     BookError,
     chapters,
@@ -171,7 +171,7 @@ def stage(root: Path) -> str:
     missing = [name for name in pages if not any((source / f"{name}{end}").exists() for end in (".md", ".ipynb"))]
     if missing:
         raise BookError(f"book/_toc.yml lists pages that do not exist: {', '.join(missing)}")
-    maker = digest(ROOT, [Path(__file__), Path(site.__file__), ROOT / "constraints.txt"])
+    maker = digest(ROOT, [Path(__file__), Path(site.__file__), Path(head.__file__), ROOT / "constraints.txt"])
     return maker + digest(source, files_below(source))
 
 
@@ -195,6 +195,8 @@ def build(root: Path) -> Path:
         said = [line for line in log.splitlines() if "WARNING" in line or "ERROR" in line]
         said = said or log.splitlines()[-30:]
         raise BookError("Jupyter Book did not build the site:\n\n" + "\n".join(said))
+    title = yaml.safe_load((source / "_config.yml").read_text(encoding="utf-8"))["title"]
+    head.complete(output / "html", title, documents(root)[0])
     return output / "html"
 
 

@@ -1,0 +1,43 @@
+"""What pages say of themselves: one viewport, a description in whole words, a title of the page that leads on."""
+
+from bs4 import BeautifulSoup
+
+from helpers.building import head
+
+VIEW = '<meta name="viewport" content="width=device-width, initial-scale=1.0" />'
+PAGE = f"""<!doctype html><html><head>
+    {VIEW}<meta name="viewport" content="width=device-width, initial-scale=1" />
+  <title>A</title>
+  <meta name="viewport" content="width=device-width, initial-scale=1"/></head>
+<body><p>menu</p><article><section><h1>A</h1><div><p>A note.</p></div>
+<p>How <em>networks</em> see
+ "edges" &amp; more: {"many words, " * 20}</p><p>Then.</p></section></article></body></html>"""
+
+
+def test_a_page_has_one_viewport_and_a_description_of_whole_words():
+    made = BeautifulSoup(head.with_head(PAGE), "html.parser")
+    (view,) = made.find_all("meta", attrs={"name": "viewport"})
+    assert view["content"] == "width=device-width, initial-scale=1.0"  # the first of the three
+    (said,) = (tag["content"] for tag in made.find_all("meta", attrs={"name": "description"}))
+    assert said.startswith('How networks see "edges" & more: many words,') and said.endswith(("words…", "many…"))
+    assert 120 < len(said) <= head.LENGTH
+    assert made.article == BeautifulSoup(PAGE, "html.parser").article and made.title.get_text() == "A"
+
+
+def test_a_short_paragraph_is_said_whole_and_a_page_without_one_says_nothing():
+    assert head.description("<article><section><p>Short, and whole.</p></section></article>") == "Short, and whole."
+    bare = f"<head>{VIEW}</head><body><p>menu</p></body>"
+    assert head.with_head(bare) == bare and head.with_head("<p>no head</p>") == "<p>no head</p>"
+
+
+def test_the_first_page_leads_on_and_has_a_title(tmp_path):
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static" / "demo.html").write_text(PAGE)
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "a.html").write_text(PAGE)
+    head.complete(tmp_path, "See & <learn>", "book/a")
+    first = BeautifulSoup((tmp_path / "index.html").read_text(), "html.parser")
+    assert first.title.get_text() == first.a.get_text() == "See & <learn>" and first.a["href"] == "book/a.html"
+    assert first.find("meta", attrs={"http-equiv": "refresh"})["content"] == "0; url=book/a.html"
+    assert (tmp_path / "_static" / "demo.html").read_text() == PAGE
+    assert (tmp_path / "book" / "a.html").read_text() == head.with_head(PAGE)
