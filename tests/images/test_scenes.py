@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from helpers.images import scenes
 from helpers.images.motifs import NOVEL_SHAPES, NOVEL_TEXTURES, SHAPES, TEXTURES
 from helpers.images.scenes import NOISE, NOVEL, OBJECT_RADIUS, SIZE, SPLITS, Corpus, SceneDataset, render, split, stages
 
@@ -69,11 +70,23 @@ def test_another_process_draws_the_same_bytes():
 
 
 def test_the_dataset_gives_what_render_gives():
-    data, drawn = SceneDataset(Corpus(), split("validation", 5)), render(Corpus(), split("validation", 5))
+    data, drawn = SceneDataset(Corpus(), split("train", 5)), render(Corpus(), split("train", 5))
     assert len(data) == 5
     for position in range(5):
         image, label = data[position]
         assert torch.equal(image, drawn.images[position]) and label == drawn.label[position]
+
+
+def test_what_is_kept_of_scenes_to_measure_on_is_what_is_drawn():
+    indices = [*split("validation", 2), *split("test", 3)]
+    once, again = render(Corpus(), indices), render(Corpus(), indices)
+    once.images.zero_(), once.mask.zero_()  # one's own copy: nothing of it is kept
+    scenes._kept.cache_clear()
+    anew = render(Corpus(), indices)
+    data = SceneDataset(Corpus(), indices)
+    for field in FIELDS:
+        assert torch.equal(getattr(again, field), getattr(anew, field)), field
+    assert all(torch.equal(data[k][0], image) for k, image in enumerate(anew.images))
 
 
 def test_seeds_and_indices_give_different_scenes():
