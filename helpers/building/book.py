@@ -32,7 +32,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from helpers import __version__
-from helpers.building import faults, head, site, solutions
+from helpers.building import api_page, faults, head, site, solutions
 from helpers.building.execution import (
     BookError,
     chapters,
@@ -105,6 +105,8 @@ def generated_pages(root: Path, pages: list[str]) -> dict[str, str]:
         made["book/models"] = models_page.models_page()
     if "book/faults" in pages:
         made["book/faults"] = faults.faults_page(root / "tests")
+    if "book/api" in pages:
+        made["book/api"] = api_page.api_page(ROOT / "helpers")
     if "book/timings" in pages:
         made["book/timings"] = timings_page(read_state(root))
     return made
