@@ -84,6 +84,7 @@ def test_decks_ask_no_other_host_and_figures_are_files_with_their_licence(made):
 @pytest.mark.browser
 def test_a_browser_turns_the_slides(made, browser):
     page = browser.new_page()
+    page.set_default_timeout(120_000)
     page.goto(f"{(made / '01_one.html').as_uri()}#/1")
     page.wait_for_function("Reveal.isReady()")
     assert page.evaluate("Reveal.getTotalSlides()") == 3
