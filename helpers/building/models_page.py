@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import results
+from helpers.building import families
 from helpers.images.scenes import Corpus
 from helpers.markup import code, literal
 from helpers.networks import zoo
@@ -26,7 +27,7 @@ def models_page(recorded: Path | None = None) -> str:
         *ImageNet* track were trained by others on photographs and are taken as they are. This page is made from the
         models' own cards whenever the site is built.""")
     scenes, imagenet = _zoo_sections(), _imagenet_sections(recorded or results.RECORDED)
-    return "\n\n".join(["# The models", intro, *scenes, *imagenet]) + "\n"
+    return "\n\n".join(["# The models", intro, *scenes, *imagenet, *_family_sections()]) + "\n"
 
 
 def _zoo_sections() -> list[str]:
@@ -155,6 +156,16 @@ def _imagenet_sections(folder: Path) -> list[str]:
         for name, note in models.items()
     ]
     return ["## Trained on ImageNet", about, _table(("Model", "Trained on", "Complete", "Weights from"), rows)]
+
+
+def _family_sections() -> list[str]:
+    about = _prose(f"""
+        A report (`make report`) takes any network, and not every measure makes sense for every one. Here each measure
+        of a report was tried on {len(families.FAMILIES)} kinds of network, built by timm {{cite:p}}`wightman2019`, made
+        small by its options, and left with random weights: so the numbers are right, and say nothing of what such
+        networks learn. A test measures all of them again, and holds numbers against closed forms and against other ways
+        to compute them.""")
+    return ["## Which measure applies to which family", about, *families.sections()]
 
 
 def _recorded_models(folder: Path) -> tuple[dict[str, dict[str, Any]], int]:

@@ -89,7 +89,8 @@ def taps_for(model: nn.Module, kinds: Iterable[str] | None = None) -> list[Tap]:
     norm1, attn, resid_mid, norm2, mlp_hidden, mlp, resid_post, then the final norm: six kinds, seven places a
     block, where the paper counts about six (Raghu et al. 2021, ticks of Fig. 1). Mixers: the same with
     token_mix and channel_mix. ResNets (v1 and v2): stem, the convolutions, norms and activations of each block,
-    its branch and its output. ConvNeXt: likewise. Other timm models with ``blocks``: the blocks' outputs.
+    its branch and its output. ConvNeXt: likewise. Other timm models with ``blocks``: the blocks' outputs. Others still,
+    such as RegNets and DenseNets: the outputs of their stages, as their ``feature_info`` names them.
 
     Names are the module's, ``blocks.3.resid_mid`` for the stream within block 3. Of a module that holds the network,
     names begin with where it lies (``body.blocks.3.resid_mid``, ``body.embed``); ResNets are known by themselves alone.
@@ -104,7 +105,7 @@ def taps_for(model: nn.Module, kinds: Iterable[str] | None = None) -> list[Tap]:
     if unknown:
         close = nearest(sorted(unknown)[0], KINDS)
         raise ValueError(f"unknown kind of tap {sorted(unknown)}{close}; kinds are {', '.join(KINDS)}")
-    taps = list(_resnet(model) if isinstance(model, (ResNet, ResNetV2)) else _blocks(model))
+    taps = list(_resnet(model) if isinstance(model, (ResNet, ResNetV2)) else _blocks(model)) or _stages(model)
     if not taps:
         raise ValueError(
             f"{type(model).__name__}: nothing is known about where to read it; name the modules yourself with "
@@ -231,6 +232,14 @@ def _resnet(model: ResNet | ResNetV2) -> Iterator[Tap]:
         yield Tap(name, name, "output", "block")
     if not first and _is_there(model.norm):
         yield Tap("norm", "norm", "output", "norm")
+
+
+def _stages(model: nn.Module) -> list[Tap]:
+    """Taps of another timm model at the outputs of its stages, by its own ``feature_info``; none if it has none."""
+    listed = getattr(model, "feature_info", [])
+    names = [about["module"] for about in listed] if isinstance(listed, list) else []
+    there = dict(model.named_modules())
+    return [Tap(name, name, "output", "block") for name in names if name in there]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

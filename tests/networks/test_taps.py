@@ -130,6 +130,16 @@ def test_models_of_the_zoo():
         assert all(value.isfinite().all() for value in out.values())
 
 
+@pytest.mark.parametrize("name, options", [("regnetx_002", {}), ("densenet121", {"block_config": (2, 2, 2, 2)})])
+def test_other_models_are_read_at_the_stages_that_timm_names(name, options):
+    model = make(name, **options)
+    taps = taps_for(model)
+    out = run(model, taps, 64)
+    assert [tap.kind for tap in taps] == ["block"] * 5
+    for x, about in zip(out.values(), model.feature_info, strict=True):
+        assert x.shape[1:] == (about["num_chs"], 64 // about["reduction"], 64 // about["reduction"])
+
+
 def test_other_models_give_their_block_outputs_or_a_clear_error():
     model = make("swinv2_tiny_window8_256", img_size=64)  # post-norm: the input of norm2 is not the residual stream
     assert {tap.kind for tap in taps_for(model)} == {"block"} and len(run(model, taps_for(model), 64)) == 12
