@@ -109,7 +109,7 @@ def apart(own: np.ndarray, part: np.ndarray) -> float:
     """Mean of a map over pairs within a part minus over pairs from different parts that lie as many places apart.
 
     ``own`` (P, P), of consecutive places; ``part`` (P,), which part each belongs to. The difference is taken for each
-    distance of i and j that has both kinds of pairs, and averaged over these, so that a map that only fades with distance
+    distance of i and j that has both kinds of pairs, and averaged over these, so that one that only fades with distance
     has 0. Raises ``ValueError`` where no distance has both.
     """
     i, j = np.triu_indices(len(own), 1)
