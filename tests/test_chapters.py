@@ -74,6 +74,7 @@ SMALL = {
         "seeds": {"second seed": ["vit", "resnet"], "third seed": ["vit", "not trained yet"]},
         "other": "vit",
         "images": 96,
+        "closely": 64,
         "fewer": 64,
         "shots": 2,
         "learn": 320,
