@@ -91,6 +91,12 @@ SMALL = {
         "draws": 5,
         "seed": 1,
     },
+    "08_frequency_and_variance": {
+        "vits": ["vit-seed1", "vit-gap", "not trained yet"],
+        "resnets": ["resnet-seed1", "resnet", "resnet"],
+        "images": 32,
+        "seed": 1,
+    },
 }
 
 TWO_ERRORS = {"01_similarity"}  # draws two errors to either side, and says so

@@ -1,19 +1,24 @@
 """Recordings of feature maps over frequency and depth, and of noise: small networks, and the book's own.
 
-The last needs the weights and the photographs: set VIT_BOOK_WEIGHTS and VIT_BOOK_IMAGES to their folders.
+The last two need the weights and the photographs: set VIT_BOOK_WEIGHTS and VIT_BOOK_IMAGES to their folders. Noise
+was recorded on the folder that holds this folder of photographs beside others of the same classes.
 """
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from samples import noise, pair
+from scipy import stats
+from sklearn.metrics import accuracy_score
 
+from helpers import results
 from helpers.images.sources import ImageSet, batches, folder_images, scene_images
 from helpers.measures.feature_variance import feature_variance
 from helpers.measures.fourier import spectra
-from helpers.measures.frequency_noise import BANDS, UnderNoise, answers_under_noise
+from helpers.measures.frequency_noise import BANDS, STRENGTHS, UnderNoise, answers_under_noise
 from helpers.networks import local_weights, zoo
 from helpers.recorded import recorded_arrays, recorded_table
 from helpers.recording import frequency
@@ -120,6 +125,60 @@ def test_the_books_own_maps_hang_together(suffix):
     )
 
 
+NOISE = {"frequency_noise": frequency.NOISE_IMAGES, "frequency_noise_scenes": frequency.NOISE_SCENES}
+NOISE = {name: count for name, count in NOISE.items() if name in results.names(results.RECORDED)}  # P5 waits for them
+each_noise = pytest.mark.parametrize("name", list(NOISE))
+on_scenes = pytest.mark.parametrize("recording", [name for name in NOISE if name.endswith("_scenes")])
+
+
+@each_noise
+def test_the_books_own_noise_hangs_together(name):
+    """The table is counted again from the answers that are stored, by NumPy and scikit-learn."""
+    table, sidecar = recorded_table(name)
+    count, arrays, strengths = NOISE[name], recorded_arrays(name), sidecar["strengths"]
+    assert strengths == list(STRENGTHS) and sidecar["scored_by"] == "labels"
+    networks = {key.rpartition("/")[0] for key in arrays}
+    assert networks == set(table["network"]) and len(table) == len(networks) * len(strengths) * BANDS
+    for network, rows in table.groupby("network"):
+        clean, noisy, labels = (arrays[f"{network}/{part}"] for part in ("clean", "noisy", "labels"))
+        assert clean.shape == labels.shape == (count,) and noisy.shape == (len(strengths), BANDS, count)
+        assert rows[["strength", "band"]].to_numpy().tolist() == [[s, b] for s in strengths for b in range(BANDS)]
+        again = [accuracy_score(labels, answers) for answers in noisy.reshape(-1, count)]
+        np.testing.assert_allclose(rows["accuracy"], again, atol=1e-6)
+        np.testing.assert_allclose(rows["lost"], 100 * (accuracy_score(labels, clean) - np.array(again)), atol=1e-4)
+        each = (clean == labels).astype(float) - (noisy == labels).astype(float)
+        np.testing.assert_allclose(rows["error"], 196 * each.std(2).ravel() / np.sqrt(count), rtol=1e-3, atol=1e-6)
+        assert len(np.unique(labels)) == (10 if name == "frequency_noise" else 32)
+    if name == "frequency_noise":
+        assert sidecar["images"]["true_validation"] and sidecar["images"]["of_these"] == count
+        assert min(sidecar["agree_with_float32"].values()) > 0.95
+
+
+@on_scenes
+def test_networks_without_noise_are_as_good_as_their_cards(recording):
+    arrays = recorded_arrays(recording)
+    names = {key.rpartition("/")[0] for key in arrays if key.endswith("/scenes/labels")}
+    assert {"vit/scenes", "vit-seed1/scenes", "resnet/scenes", "resnet-seed1/scenes"} <= names
+    for name in names:
+        right = (arrays[f"{name}/clean"] == arrays[f"{name}/labels"]).sum()
+        known = zoo.card(name.removesuffix("/scenes"))["accuracy"]["all cues"]["pair"]
+        assert stats.binomtest(int(right), len(arrays[f"{name}/labels"]), known).pvalue > 1e-3, name
+
+
+@on_scenes
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_the_first_scenes_give_the_recorded_answers_again(recording, name):
+    """Answers of networks to a few scenes under two strengths; noise depends on the scene's number alone."""
+    _, sidecar = recorded_table(recording)
+    assert zoo.card(name)["sha256"] == sidecar["models"][name]["sha256"], f"record the noise again: {name} is another"
+    strengths = sidecar["strengths"]
+    for kind, images in (("scenes", scene_images(12)), ("without sensor noise", frequency.noiseless_scenes(12))):
+        stored = UnderNoise.stored(recorded_arrays(recording), f"{name}/{kind}", strengths)
+        again = answers_under_noise(zoo.load(name), batches(images, 12), strengths[1::2])
+        assert torch.equal(again.labels, stored.labels[:12]) and torch.equal(again.clean, stored.clean[:12])
+        assert (again.noisy == stored.noisy[1::2, :, :12]).double().mean() > 0.99  # a tie may fall the other way
+
+
 @pytest.mark.skipif(
     not {local_weights.WEIGHTS_VARIABLE, "VIT_BOOK_IMAGES"} <= set(os.environ),
     reason="set VIT_BOOK_WEIGHTS and VIT_BOOK_IMAGES to compute recorded numbers again",
@@ -137,3 +196,19 @@ def test_the_first_groups_give_the_recorded_maps_again():
         of_all, without = (own.loc[own["left_out"] == group, column].to_numpy() for group in (-1, 0))
         first = (count * of_all - (count - size) * without) / size
         np.testing.assert_allclose(again[column], first, atol=2e-3)
+
+
+@pytest.mark.skipif(
+    not {local_weights.WEIGHTS_VARIABLE, "VIT_BOOK_IMAGES"} <= set(os.environ),
+    reason="set VIT_BOOK_WEIGHTS and VIT_BOOK_IMAGES to compute recorded numbers again",
+)
+def test_the_first_photographs_give_the_recorded_answers_again():
+    _, sidecar = recorded_table("frequency_noise")
+    images = folder_images(Path(os.environ["VIT_BOOK_IMAGES"]).parent)
+    assert images.describe()["sha256"] == sidecar["images"]["sha256"], "these are not the photographs of the recording"
+    chosen = [i for i, name in enumerate(images.names) if name.startswith(frequency.TRUE)][:8]
+    pictures, name = torch.stack([images[i][0] for i in chosen]), "vit_tiny_patch16_224"
+    stored = UnderNoise.stored(recorded_arrays("frequency_noise"), name, sidecar["strengths"])
+    again = answers_under_noise(zoo.load(name), [pictures], sidecar["strengths"][1::2])  # in single precision
+    assert (again.clean == stored.clean[:8]).sum() >= 7
+    assert (again.noisy == stored.noisy[1::2, :, :8]).double().mean() > 0.9
