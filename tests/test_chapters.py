@@ -76,6 +76,7 @@ SMALL = {
         "images": 96,
         "closely": 64,
         "fewer": 64,
+        "few": 64,
         "shots": 2,
         "learn": 320,
         "scored": 64,
