@@ -45,7 +45,7 @@ MEASURES = (
     Measure("token_patches", "localisation", 2.5, spatial.IMAGES),
     Measure("receptive_fields", "receptive fields", 0, layers.FIELD_IMAGES),
     Measure("probes", "probes over depth", 2.5, 10**9),
-    Measure("spectra", "frequencies and variance of feature maps", 5.0, frequency.MAP_IMAGES),
+    Measure("spectra", "frequencies and variance of feature maps", 10, frequency.MAP_IMAGES),
 )
 SIMILARITY = Measure("similarity", "CKA within and between networks", 2.0, 10**9)
 
