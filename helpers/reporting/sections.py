@@ -285,9 +285,10 @@ def frequencies(report: Report) -> None:
     prose(
         "At each place of the stream the channels are maps over the positions of an image, and have a spectrum. The "
         "number drawn is the logarithm of the amplitude near the highest frequency minus that of the mean: where it "
-        "falls, maps grow smoother (Park & Kim 2022, Figures 2a and 8)."
+        "falls, maps grow smoother (Park & Kim 2022, Figures 2a and 8). Where a network with stages opens one, the grid "
+        "grows coarser and its highest frequency is another, so the line jumps."
     )
-    column = "relative log amplitude at high frequency"
+    column = "relative log amplitude"
     ax, ends = _over_depth(
         report, "spectra", lambda _, rows: _as_shown(rows).rename(columns={"top": column}), column, markers=False
     )
