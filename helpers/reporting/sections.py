@@ -285,7 +285,7 @@ def frequencies(report: Report) -> None:
     prose(
         "At each place of the stream the channels are maps over the positions of an image, and have a spectrum. The "
         "number drawn is the logarithm of the amplitude near the highest frequency minus that of the mean: where it "
-        "falls, maps grow smoother (Park & Kim 2022, Figures 2a and 8). Where a network with stages opens one, the grid "
+        "falls, maps grow smoother (Park & Kim 2022, Figures 2a and 8). Where a network opens a stage, the grid "
         "grows coarser and its highest frequency is another, so the line jumps."
     )
     column = "relative log amplitude"
