@@ -57,7 +57,7 @@ Depth of a place
 : Its number, from 0, over that of the complete network's last place. A ResNet without its last stage ends before 1.
 
 CKA
-: Linear, added up over batches by the unbiased estimator of HSIC, over at least 2,560 images.
+: Linear, added up over batches by the unbiased estimator of HSIC, over at least 640 images.
 
 Interval over images
 : Of most numbers the value ± *t* jackknife errors over groups of images, with Student's *t* for that many groups. Of
