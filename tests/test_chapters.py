@@ -98,6 +98,20 @@ SMALL = {
         "images": 32,
         "seed": 1,
     },
+    "09_loss_landscape": {
+        "models": {"ViT": "vit", "ResNet": "resnet"},  # whose spectra are recorded
+        "seeds": {"seed 1": {"ViT": "vit-seed1", "ResNet": "not recorded yet"}},
+        "pooled": {"vit": "vit-gap"},
+        "live": ["vit-small-seed1"],
+        "recipe": ["vit-short", "vit-small", "mixer", "resnet-short"],
+        "again": "vit-small",
+        "many": 2,
+        "sizes": [8, 16],
+        "learnt": 64,
+        "images": 64,
+        "directions_tried": 1,
+        "seed": 1,
+    },
 }
 
 TWO_ERRORS = {"01_similarity"}  # draws two errors to either side, and says so
