@@ -148,7 +148,11 @@ def test_the_books_own_noise_hangs_together(name):
         np.testing.assert_allclose(rows["lost"], 100 * (accuracy_score(labels, clean) - np.array(again)), atol=1e-4)
         each = (clean == labels).astype(float) - (noisy == labels).astype(float)
         np.testing.assert_allclose(rows["error"], 196 * each.std(2).ravel() / np.sqrt(count), rtol=1e-3, atol=1e-6)
-        assert len(np.unique(labels)) == (10 if name == "frequency_noise" else 32)
+        if name == "frequency_noise_scenes":
+            shown = scene_images(count)
+            assert labels.tolist() == [shown[i][1] for i in range(count)]
+        else:
+            assert len(np.unique(labels)) == 10
     if name == "frequency_noise":
         assert sidecar["images"]["true_validation"] and sidecar["images"]["of_these"] == count
         assert min(sidecar["agree_with_float32"].values()) > 0.95
