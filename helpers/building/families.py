@@ -94,7 +94,7 @@ def build(family: Family) -> nn.Module:
     """The network of a family in eval mode, with weights from seed 0, none of its branches next to nothing."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = timm.create_model(family.timm, num_classes=8, **family.options).eval()
+        network: Any = timm.create_model(family.timm, num_classes=8, **family.options).eval()
         for name, parameter in network.named_parameters():  # timm starts some branches at zero or nearly
             if parameter.ndim == 1 and parameter.abs().max() < 1e-3 and not name.endswith("bias"):
                 nn.init.normal_(parameter, std=0.5)

@@ -53,6 +53,6 @@ def cka_in_batches(
         for part in parts:
             rows = slice(int(part[0]), int(part[-1]) + 1)
             metric.update(torch.stack([row_of_gram(gram[rows, rows]) for gram in grams]))
-        counted = {"n_images": len(images), "batch": len(parts[0]), "batches": len(parts)}
-        results.append(replace(about, sums=metric.sums(), **counted))
+        sums, batch = metric.sums(), len(parts[0])
+        results.append(replace(about, sums=sums, n_images=len(images), batch=batch, batches=len(parts)))
     return results
