@@ -14,7 +14,6 @@ from samples import noise, pair
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
-from helpers import results
 from helpers.images.sources import ImageSet, batches, folder_images, scene_images
 from helpers.measures.feature_variance import feature_variance
 from helpers.measures.fourier import spectra
@@ -126,7 +125,6 @@ def test_the_books_own_maps_hang_together(suffix):
 
 
 NOISE = {"frequency_noise": frequency.NOISE_IMAGES, "frequency_noise_scenes": frequency.NOISE_SCENES}
-NOISE = {name: count for name, count in NOISE.items() if name in results.names(results.RECORDED)}  # P5 waits for them
 each_noise = pytest.mark.parametrize("name", list(NOISE))
 on_scenes = pytest.mark.parametrize("recording", [name for name in NOISE if name.endswith("_scenes")])
 
