@@ -92,10 +92,11 @@ def test_recorded_layers_hang_together():
     np.testing.assert_allclose(means, patches.loc[means.index], rtol=1e-6)
 
 
-def test_recorded_maps_of_tokens_and_patches():
-    table, sidecar = results.recorded("token_patches")
-    maps = recorded_arrays("token_patches")
-    assert set(table["left_out"]) == set(range(-1, 16)) and sidecar["images"]["count"] >= 2560
+@pytest.mark.parametrize("name, count", {"token_patches": 2560, "token_patches_untrained": 640}.items())
+def test_recorded_maps_of_tokens_and_patches(name, count):
+    table, sidecar = results.recorded(name)
+    maps = recorded_arrays(name)
+    assert set(table["left_out"]) == set(range(-1, 16)) and sidecar["images"]["count"] >= count
     for row in table[table["left_out"] < 0].itertuples():
         assert hit_rate(maps[f"{row.model}/{row.place}"].astype(float), (14, 14)) == pytest.approx(
             row.hit_rate, abs=0.02
