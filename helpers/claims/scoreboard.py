@@ -210,7 +210,7 @@ def found_page(folder: str | Path | None = None) -> str:
     for chapter in sorted({claim.chapter for claim in claims}):
         mine = [claim for claim in claims if claim.chapter == chapter]
         there = any((claim.id, track) in found for claim in mine for track in TRACKS)
-        cells = [f"[](/notebooks/{chapter}.ipynb)" if there else chapter]
+        cells = [f"[](/notebooks/{chapter}.ipynb)" if there else f"Chapter {int(chapter[:2])}, to come"]
         cells += [" ".join(_tile(claim, track, found) for claim in mine) for track in TRACKS]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", ":::", "", *_summary(claims, found)]) + "\n"
