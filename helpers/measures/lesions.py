@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.measures.streams import at_least_two
-from helpers.networks.inputs import normalise, pixels
+from helpers.networks.inputs import labelled, normalise
 from helpers.networks.places import BRANCH_OUTPUTS, OUTPUTS
 from helpers.networks.taps import Tap, capture, evaluating, taps_for
 from helpers.uncertainty import GROUPS, delete_one
@@ -154,7 +154,7 @@ def _means(model: nn.Module, batches: Iterable, taps: Sequence[Tap]) -> tuple[di
     """Each unit's mean output over all images (1, …), and which images the intact network names rightly (N,)."""
     sums: dict[str, Tensor] = {}
     right: list[Tensor] = []
-    for images, labels in map(_labelled, batches):
+    for images, labels in map(labelled, batches):
         with capture(model, taps, partial(torch.sum, dim=0, keepdim=True, dtype=torch.double)) as found:
             right.append(_answers(model, images) == labels)
         sums = {name: sums.get(name, 0) + value for name, value in found.items()}
@@ -201,14 +201,6 @@ def _handing_on(block: nn.Module, output: Tensor) -> Iterator[None]:
             del block.forward
         else:
             block.forward = own
-
-
-def _labelled(batch: Any) -> tuple[Tensor, Tensor]:
-    images = pixels(batch)
-    labels = torch.as_tensor(batch[1]).cpu() if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-    if labels is None or labels.shape != (len(images),):
-        raise ValueError("a lesion costs accuracy, so each batch is (images, labels), with a label for each image")
-    return images, labels
 
 
 def _answers(model: nn.Module, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers.measures.streams import at_least_two
-from helpers.networks.inputs import normalise, pixels
+from helpers.networks.inputs import labelled, normalise
 from helpers.networks.taps import evaluating
 from helpers.uncertainty import GROUPS, delete_one
 
@@ -36,11 +36,7 @@ def scores(models: Mapping[str, nn.Module], batches: Iterable, groups: int = GRO
         raise ValueError("there is no network to score")
     found: dict[str, list[Tensor]] = {name: [] for name in models}
     with evaluating(*models.values()):
-        for batch in batches:
-            images = pixels(batch)
-            labels = torch.as_tensor(batch[1]).cpu() if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-            if labels is None or labels.shape != (len(images),):
-                raise ValueError("scores need labels: each batch is (images, labels), with a label for each image")
+        for images, labels in map(labelled, batches):
             for name, model in models.items():
                 logits = model(normalise(model, images))
                 if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] <= int(labels.max()):

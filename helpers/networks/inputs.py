@@ -42,6 +42,18 @@ def pixels(batch: Tensor | Sequence) -> Tensor:
     return images
 
 
+def labelled(batch: Sequence) -> tuple[Tensor, Tensor]:
+    """The images (n, 3, H, W) of a batch and their labels (n,), these on the CPU.
+
+    Raises what ``pixels`` raises, and ValueError for a batch without a label for each image.
+    """
+    images = pixels(batch)
+    labels = torch.as_tensor(batch[1]).cpu() if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if labels is None or labels.shape != (len(images),):
+        raise ValueError("accuracies need labels: each batch is (images, labels), with a label for each image")
+    return images, labels
+
+
 def normalise(model: nn.Module, images: Tensor) -> Tensor:
     """Images as the model was trained to see them.
 

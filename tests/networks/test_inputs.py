@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from helpers.networks import zoo
-from helpers.networks.inputs import float64, image_size, normalise, pixels, resize_for
+from helpers.networks.inputs import float64, image_size, labelled, normalise, pixels, resize_for
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.25, 1.0)
 
@@ -237,3 +237,11 @@ def test_double_precision_is_had_on_the_host_where_the_device_has_none():
             raise TypeError("MPS has no float64")
 
     assert float64(Apple()).dtype == float64(torch.ones(2)).dtype == torch.float64
+
+
+def test_labels_come_one_an_image_or_are_asked_for():
+    images, labels = labelled((torch.rand(2, 3, 4, 4), [3, 1]))
+    assert images.shape == (2, 3, 4, 4) and torch.equal(labels, torch.tensor([3, 1]))
+    for batch in (images, (images,), (images, torch.tensor(3)), (images, [1, 2, 3])):
+        with pytest.raises(ValueError, match="a label for each image"):
+            labelled(batch)
