@@ -15,10 +15,10 @@ import torch
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnetv2 import ResNetV2
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from helpers.images.scenes import NOVEL, SIZE, Corpus
+from helpers.networks import encodings
 from helpers.networks.alternet import attend, blur_before_subsampling
 from helpers.networks.colours import ColourHistogram
 from helpers.networks.surgery import remove_skip
@@ -58,6 +58,7 @@ class Card:
     without_skip: tuple[int, str] | None = None  # a block and a branch of it: see helpers.networks.surgery
     attention: tuple[tuple[int, int], ...] = ()  # stages and blocks of a ResNet that attend: helpers.networks.alternet
     blurred: bool = False  # whether a ResNet blurs before it subsamples: see helpers.networks.alternet
+    encoding: str = "learned"  # how a ViT is told where its patches lie: see helpers.networks.encodings
     window: int | None = None  # side of what a patch of a ViT sees, in patches: see helpers.networks.windows
     start: str | None = None  # the stored model whose weights it starts from, its classifier apart
     position_std: float | None = None  # deviation of the position embeddings at the start; None: timm's, 0.02
@@ -171,6 +172,18 @@ _BUILT = (
 )
 BUILT = tuple(_seeded(card, seed) for card in _BUILT for seed in _SEEDS[:2])
 
+# The small ViT with other position encodings than the learned one that it has.
+POSITIONS = tuple(
+    _seeded(Card(f"vit-small-{kind}", "vit", f"the small ViT with {about}", _SMALL, SHORT, encoding=kind), seed)
+    for kind, about in (
+        ("none", "no position encoding"),
+        ("sines-1d", "fixed sines of the patch's number as its position encoding"),
+        ("sines-2d", "fixed sines of the patch's row and column as its position encoding"),
+        ("relative", "a bias in attention for each relative place as its position encoding"),
+    )
+    for seed in _SEEDS[:2]
+)
+
 _TUNED = replace(
     _VIT,
     name="vit-novel",
@@ -181,7 +194,8 @@ _TUNED = replace(
     kept=(),
 )
 
-ZOO: dict[str, Card] = {card.name: card for card in (*MASKED, *MAIN, *_CONTROLS, *SKIPLESS, *SCARCE, *BUILT, _TUNED)}
+_CARDS = (*MASKED, *MAIN, *_CONTROLS, *SKIPLESS, *SCARCE, *BUILT, *POSITIONS, _TUNED)
+ZOO: dict[str, Card] = {card.name: card for card in _CARDS}
 
 
 BASELINE = Card("colours", "colours", "linear probe on the histogram of an image's colours: it sees no form at all")
@@ -201,7 +215,7 @@ def build(card: Card, seed: int | None = None) -> nn.Module:
         torch.manual_seed(card.seed if seed is None else seed)
         if card.family == "vit":  # 8 × 8 tokens of 8 × 8 pixels
             network = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4}
-            model = VisionTransformer(**{**network, "num_classes": classes, **card.architecture})
+            model = encodings.vit(card.encoding, **{**network, "num_classes": classes, **card.architecture})
         elif card.family == "resnet":  # 4 stages of 4 bottleneck blocks, on 34², 17², 9² and 5² positions
             network = {"layers": (4, 4, 4, 4), "channels": (32, 64, 128, 256), "zero_init_last": False}
             norm = partial(GroupNormAct, num_groups=8)

@@ -17,6 +17,7 @@ from helpers.images.scenes import Corpus, render, split
 from helpers.networks import catalogue, zoo
 from helpers.networks.accuracy import CUES, TEST_SCENES
 from helpers.networks.alternet import SelfAttention2d
+from helpers.networks.encodings import ENCODINGS
 from helpers.networks.inputs import normalise
 from helpers.networks.local_weights import local_card, local_notes
 from helpers.networks.surgery import SkiplessBlock
@@ -214,6 +215,10 @@ def test_variants_differ_from_their_control_in_one_thing():
         kinds = ("attention", "blurred", "window") if card.name.removesuffix("-seed1") != control else ()
         changed = {key for key in kinds if getattr(card, key)} | ({"seed"} if card.seed else set())
         assert differences(card.name, control) == changed and len(changed - {"seed"}) == bool(kinds)
+    for card in catalogue.POSITIONS:
+        assert differences(card.name, "vit-small-seed1" if card.seed else "vit-small") == {"encoding"}
+        assert card.name.removesuffix("-seed1") == f"vit-small-{card.encoding}"
+    assert {card.encoding for card in catalogue.POSITIONS} == set(ENCODINGS) - {"learned"}
     assert differences("resnet-brief", "resnet-short") == {"images_seen", "distinct_images"}
     assert differences("vit-small", "vit-short") == {"architecture"}
     assert differences("mixer", "vit-short") == {"family"}
