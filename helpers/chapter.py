@@ -45,7 +45,7 @@ class Chapter:
     """
 
     def __init__(self, name: str, models: Models = (), images: Images | None = None, seed: int | None = None) -> None:
-        if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
+        if not re.fullmatch(results.CHAPTER, name):
             raise ValueError(f"a chapter has the name of its notebook, such as '03_attention'; got {name!r}")
         self.name, self.seed = name, seed
         self.models, self.images = _models(models), _description(images)

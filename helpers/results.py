@@ -34,6 +34,7 @@ RECORDED = ROOT / "data" / "recorded"
 ZOO = ROOT / "data" / "zoo"  # its cards, NAME.json, pin the weights of the book's own models
 FOLDER_VARIABLE = "VIT_BOOK_RESULTS"
 PACKAGES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pandas", "scikit-learn")
+CHAPTER = r"\d\d[a-z]?_[a-z0-9_]+"  # a chapter's name: 03_attention, or 03b_receptive_fields beside it
 DIGITS = 9  # significant decimal digits: enough to give back a float32 exactly
 
 
@@ -253,6 +254,6 @@ def _missing(name: str, path: Path) -> str:
 def _remedy(name: str, where: str | Path | None) -> str:
     if where and Path(where) == RECORDED:
         return "`make record WEIGHTS=folder IMAGES=folder` makes it"
-    chapter = re.match(r"\d\d_[a-z0-9_]+(?=/)", name)
+    chapter = re.match(rf"{CHAPTER}(?=/)", name)
     maker = f"the chapter notebooks/{chapter[0]}.ipynb" if chapter else "one of the chapters"
     return f"{maker} writes it: run that, or `make book`"

@@ -185,10 +185,18 @@ def test_the_last_cell_shows_all_claims_of_the_chapter_or_says_which_is_missing(
 # What is refused
 
 
-@pytest.mark.parametrize("name", ["attention", "3_attention", "03_Attention", "notebooks/03_attention", "03_x.ipynb"])
+@pytest.mark.parametrize(
+    "name", ["attention", "3_attention", "03_Attention", "notebooks/03_attention", "03B_x", "03_x.ipynb"]
+)
 def test_a_chapter_is_called_as_its_notebook(name):
     with pytest.raises(ValueError, match="name of its notebook"):
         Chapter(name)
+
+
+def test_a_chapter_may_stand_beside_another_with_its_number(folder):
+    assert Chapter("03b_receptive_fields").name == "03b_receptive_fields"
+    with pytest.raises(FileNotFoundError, match="the chapter notebooks/03b_receptive_fields.ipynb writes it"):
+        results.read("03b_receptive_fields/radii")
 
 
 def test_models_and_images_are_refused_before_anything_is_measured(chapter, table):

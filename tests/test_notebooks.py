@@ -8,9 +8,11 @@ import nbformat
 import papermill
 import pytest
 
+from helpers import results
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.name)]
+CHAPTERS = [path for path in NOTEBOOKS if re.fullmatch(results.CHAPTER, path.stem)]
 PAGES = sorted((ROOT / "book").rglob("*.md"))
 ALT_LENGTH = 40
 HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}  # tags of cells whose code is not shown
@@ -26,7 +28,9 @@ def read(path: Path):
 
 
 def test_there_are_notebooks_and_each_is_a_chapter():
-    assert NOTEBOOKS == CHAPTERS and CHAPTERS, "notebooks/ holds chapters NN_name.ipynb and nothing else"
+    assert NOTEBOOKS == CHAPTERS and CHAPTERS, (
+        "notebooks/ holds chapters NN_name.ipynb, or NNb_name.ipynb, and nothing else"
+    )
 
 
 @each_notebook

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from packaging.utils import canonicalize_name
 from tqdm import tqdm
 
 from helpers import files
+from helpers.results import CHAPTER
 
 CELL_TIMEOUT = 1800  # seconds
 STOP_TIMEOUT = 15  # seconds that a chapter's process has for an orderly end
@@ -57,8 +59,8 @@ def cores() -> int:
 
 
 def chapters(root: Path) -> list[Path]:
-    """The chapter notebooks ``notebooks/NN_name.ipynb`` of a repository, in order."""
-    return sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    """The chapter notebooks ``notebooks/NN_name.ipynb``, or ``NNb_name.ipynb``, of a repository, in order."""
+    return sorted(path for path in (root / "notebooks").glob("*.ipynb") if re.fullmatch(CHAPTER, path.stem))
 
 
 def digest(root: Path, paths: Iterable[Path]) -> str:

@@ -210,7 +210,7 @@ def found_page(folder: str | Path | None = None) -> str:
     for chapter in sorted({claim.chapter for claim in claims}):
         mine = [claim for claim in claims if claim.chapter == chapter]
         there = any((claim.id, track) in found for claim in mine for track in TRACKS)
-        cells = [f"[](/notebooks/{chapter}.ipynb)" if there else f"Chapter {int(chapter[:2])}, to come"]
+        cells = [f"[](/notebooks/{chapter}.ipynb)" if there else f"Chapter {_number(chapter).lstrip('0')}, to come"]
         cells += [" ".join(_tile(claim, track, found) for claim in mine) for track in TRACKS]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", ":::", "", *_summary(claims, found)]) + "\n"
@@ -232,9 +232,14 @@ def _filter(claims: list[Claim], found: Mapping[tuple[str, str], Verdict]) -> st
     offered = {
         "verdicts": [(_class(word), word) for word in BADGES if word in given],
         "tracks": [(_class(track), name) for track, name in TRACKS.items()],
-        "chapters": [(_class(chapter), chapter[:2]) for chapter in sorted({claim.chapter for claim in claims})],
+        "chapters": [(_class(chapter), _number(chapter)) for chapter in sorted({claim.chapter for claim in claims})],
     }
     return f'<div class="scoreboard-filter" data-options="{html.escape(json.dumps(offered))}"></div>'
+
+
+def _number(chapter: str) -> str:
+    """The number in a chapter's name, "03" or "03b"."""
+    return chapter.split("_")[0]
 
 
 def _class(text: str) -> str:
