@@ -18,7 +18,6 @@ What lies in the way of any of these but ``own/``, say a folder in the place of 
 """
 
 import argparse
-import os
 import platform
 import re
 import shutil
@@ -32,7 +31,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from helpers import __version__
-from helpers.building import api_page, faults, head, site, solutions
+from helpers.building import api_page, faults, head, launch, site, solutions
 from helpers.building.execution import (
     BookError,
     chapters,
@@ -112,24 +111,12 @@ def generated_pages(root: Path, pages: list[str]) -> dict[str, str]:
     return made
 
 
-def repository_url(root: Path) -> str | None:
-    """The public address of this repository, where it has one on GitHub: the links to sources need it."""
-    if name := os.environ.get("GITHUB_REPOSITORY"):
-        return f"https://github.com/{name}"
-    asked = subprocess.run(["git", "remote", "get-url", "origin"], cwd=root, capture_output=True, text=True)
-    address = asked.stdout.strip().removesuffix(".git")
-    for start in ("https://github.com/", "git@github.com:", "ssh://git@github.com/"):
-        if asked.returncode == 0 and address.startswith(start):
-            return "https://github.com/" + address.removeprefix(start)
-    return None
-
-
 def configuration(root: Path) -> dict:
     """``_config.yml`` with the version, and with buttons that lead to the sources where their address is known."""
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     page = config.setdefault("html", {})
     page["extra_footer"] = f"{page.get('extra_footer', '')} Version {__version__}."
-    url = repository_url(root)
+    url = launch.repository_url(root)
     config["repository"] = {"url": url or "", "branch": "main", "path_to_book": ""}
     if url:
         buttons = ("use_repository_button", "use_edit_page_button", "use_issues_button")
@@ -139,6 +126,7 @@ def configuration(root: Path) -> dict:
             "colab_url": "https://colab.research.google.com",
             "binderhub_url": "https://mybinder.org",
         }
+        config["sphinx"]["config"]["extensions"].append(launch.__name__)
     return config
 
 
@@ -173,7 +161,7 @@ def stage(root: Path) -> str:
     missing = [name for name in pages if not any((source / f"{name}{end}").exists() for end in (".md", ".ipynb"))]
     if missing:
         raise BookError(f"book/_toc.yml lists pages that do not exist: {', '.join(missing)}")
-    maker = digest(ROOT, [Path(__file__), Path(site.__file__), Path(head.__file__), ROOT / "constraints.txt"])
+    maker = digest(ROOT, [*map(Path, (__file__, launch.__file__, site.__file__, head.__file__)), ROOT / "constraints.txt"])
     return maker + digest(source, files_below(source))
 
 
@@ -197,8 +185,9 @@ def build(root: Path) -> Path:
         said = [line for line in log.splitlines() if "WARNING" in line or "ERROR" in line]
         said = said or log.splitlines()[-30:]
         raise BookError("Jupyter Book did not build the site:\n\n" + "\n".join(said))
-    title = yaml.safe_load((source / "_config.yml").read_text(encoding="utf-8"))["title"]
-    head.complete(output / "html", title, documents(root)[0])
+    config = yaml.safe_load((source / "_config.yml").read_text(encoding="utf-8"))
+    head.complete(output / "html", config["title"], documents(root)[0])
+    launch.offer(root, output / "html", config)
     return output / "html"
 
 

@@ -22,7 +22,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import helpers
 from helpers import results
-from helpers.building import book, execution, run_chapter
+from helpers.building import book, execution, launch, run_chapter
 from helpers.building.execution import BookError
 
 FIGURE = {
@@ -318,7 +318,7 @@ def test_source_links_only_where_the_repository_is_on_github(small, monkeypatch,
     subprocess.run(["git", "init", "-q"], cwd=small, check=True)
     if remote:
         subprocess.run(["git", "remote", "add", "origin", remote], cwd=small, check=True)
-    assert book.repository_url(small) == url
+    assert launch.repository_url(small) == url
     config = book.configuration(small)
     assert config["repository"]["url"] == (url or "")
     assert ("launch_buttons" in config) == bool(url)
@@ -327,7 +327,7 @@ def test_source_links_only_where_the_repository_is_on_github(small, monkeypatch,
 def test_source_links_lead_to_files_of_the_repository(built):
     page = (built / "build" / "site" / "notebooks" / "01_line.html").read_text()
     for address in ("github.com/someone/book/edit/main/notebooks/01_line.ipynb",
-                    "colab.research.google.com/github/someone/book/blob/main/notebooks/01_line.ipynb"):  # fmt: skip
+                    "colab.research.google.com/github/someone/book/blob/launch/01_line.ipynb"):  # fmt: skip
         assert address in page
 
 
