@@ -161,7 +161,9 @@ def stage(root: Path) -> str:
     missing = [name for name in pages if not any((source / f"{name}{end}").exists() for end in (".md", ".ipynb"))]
     if missing:
         raise BookError(f"book/_toc.yml lists pages that do not exist: {', '.join(missing)}")
-    maker = digest(ROOT, [*map(Path, (__file__, launch.__file__, site.__file__, head.__file__)), ROOT / "constraints.txt"])
+    maker = digest(
+        ROOT, [*map(Path, (__file__, launch.__file__, site.__file__, head.__file__)), ROOT / "constraints.txt"]
+    )
     return maker + digest(source, files_below(source))
 
 
