@@ -1,0 +1,253 @@
+"""What chapters measure on many networks of the zoo, kept in ``data/recorded`` so that a build need not wait for it.
+
+A chapter asks for a measurement by the names of networks and by what it wants of them. What was kept for just these
+weights, images and settings is handed out; anything else is measured there and then, so that a chapter with other
+parameters computes everything itself. What the chapters ask for by default is kept by
+
+    python -m helpers.recording.beforehand --out data/recorded [chapter …]
+
+which runs the chapters, and measures what is not there yet. One file of arrays holds all pieces, one table says which.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from helpers import files, results
+from helpers.files import ROOT
+from helpers.images import scenes
+from helpers.images.sources import batches, scene_images
+from helpers.measures import batch_sizes, data_scale, structure
+from helpers.measures.cka import Sums
+from helpers.measures.cka_result import CKAResult
+from helpers.measures.heatmap import cka_heatmap
+from helpers.networks import zoo
+from helpers.recording import store
+
+VERSION = 1  # of the ways of measuring: to be raised where one changes, so that all is measured again
+NAME = "beforehand"
+KEEPING = "VIT_BOOK_KEEP"  # the folder to which what was not there is added; without it nothing is written
+CHAPTERS = ("02_representation", "06_data_scale")
+COMMAND = "python -m helpers.recording.beforehand --out data/recorded"
+WHAT = "Measurements on networks of the zoo that chapters ask for: one row an array of a piece"
+Arrays = dict[str, np.ndarray]
+_NAMES = ("about", *(field.name for field in fields(Sums)))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the zoo, or its untrained twin drawn from ``seed``."""
+
+    name: str
+    pretrained: bool = True
+    seed: int = 0
+
+    def load(self) -> nn.Module:
+        """The network. Raises as ``zoo.load``."""
+        return zoo.load(self.name, self.pretrained, seed=self.seed)
+
+    def pinned(self) -> dict[str, Any]:
+        """What tells it from other networks without loading it. Raises as ``zoo.card``."""
+        card = zoo.card(self.name)
+        of_weights = {"sha256": card["sha256"]} if self.pretrained else {"seed": self.seed}
+        return {"architecture": card["architecture"], "trained": self.pretrained, **of_weights}
+
+
+def probes(
+    network: Network, corpus: scenes.Corpus, learn: int, scored: int, *, shots: int, draws: int = 5, seed: int = 0
+) -> dict[float, Tensor]:
+    """What ``data_scale.probed`` gives of a network, with ``learn`` validation and ``scored`` test scenes of a corpus.
+
+    Args:
+        network: which one.
+        corpus: of the scenes.
+        learn: scenes that the probes learn from and choose their l2 on.
+        scored: scenes that they are scored on.
+        shots: images a class that a probe learns from.
+        draws: R, how often the shots are drawn.
+        seed: of the first draw.
+
+    Returns:
+        depth of the block → right or wrong, (R, scenes) bool.
+
+    Raises:
+        ValueError: as ``data_scale.probed`` does.
+    """
+    how = {"shots": shots, "draws": draws, "seed": seed}
+
+    def measure() -> Arrays:
+        read, test = _rendered(corpus, "validation", learn), _rendered(corpus, "test", scored)
+        found = data_scale.probed(network.load(), read, test, shots=shots, draws=draws, seed=seed)
+        return {repr(depth): right.numpy() for depth, right in found.items()}
+
+    asked = {"corpus": repr(corpus), "learn": learn, "scored": scored, **how}
+    found = kept("probes", {"network": network}, asked, measure)
+    return {float(depth): torch.from_numpy(right) for depth, right in found.items()}
+
+
+def heatmap(
+    networks: Mapping[str, Network],
+    corpus: scenes.Corpus,
+    images: int,
+    batch: int,
+    kinds: Sequence[str],
+    shuffle: int | None = None,
+) -> CKAResult:
+    """What ``cka_heatmap`` gives of networks on the first test scenes of a corpus. Raises as that does.
+
+    Args:
+        networks: label → which one.
+        corpus: of the scenes.
+        images: how many.
+        batch: images a batch.
+        kinds: of taps, the same for all.
+        shuffle: seed of the control; none without.
+    """
+
+    def measure() -> Arrays:
+        models = {label: network.load() for label, network in networks.items()}
+        stream = batches(scene_images(images, corpus=corpus), batch)
+        return _to_arrays(cka_heatmap(models, stream, kinds, shuffle=shuffle))
+
+    asked = {"corpus": repr(corpus), "images": images, "batch": batch, "kinds": list(kinds), "shuffle": shuffle}
+    return _to_result(kept("heatmap", networks, asked, measure))
+
+
+def in_batches(
+    networks: Mapping[str, Network], images: int, sizes: Sequence[int], kinds: Sequence[str]
+) -> list[CKAResult]:
+    """CKA of networks on the first test scenes in batches of each of some sizes (``batch_sizes.cka_in_batches``).
+
+    One result a size, whose jackknife groups are the batches of ``sizes[0]``, each shown to the networks at once.
+    Raises as ``cka_in_batches``.
+    """
+
+    def measure() -> Arrays:
+        models = {label: network.load() for label, network in networks.items()}
+        parts = [part for part, _ in batches(scene_images(images), sizes[0])]
+        by_size = zip(*(batch_sizes.cka_in_batches(models, part, sizes, kinds) for part in parts), strict=True)
+        found = {size: _to_arrays(structure.grouped(of_size)) for size, of_size in zip(sizes, by_size, strict=True)}
+        return {f"{size}/{name}": array for size, of_size in found.items() for name, array in of_size.items()}
+
+    found = kept("in batches", networks, {"images": images, "sizes": list(sizes), "kinds": list(kinds)}, measure)
+    own = [{name: found[f"{size}/{name}"] for name in _NAMES if f"{size}/{name}" in found} for size in sizes]
+    return [_to_result(arrays) for arrays in own]
+
+
+def kept(
+    measure: str, networks: Mapping[str, Network], asked: Mapping[str, Any], fresh: Callable[[], Arrays]
+) -> Arrays:
+    """The arrays of a piece: those that were kept for these inputs, else what ``fresh`` gives.
+
+    Where ``KEEPING`` names a folder, what was not there is added to it. Raises ValueError for a recording that is
+    damaged, and as ``fresh`` does.
+    """
+    about = {"measure": measure, "networks": {label: asdict(one) for label, one in networks.items()}, **asked}
+    key = key_of(about)
+    keeping = os.environ.get(KEEPING)
+    pieces, arrays = _stored(keeping or results.RECORDED)
+    if key in pieces:
+        return {name.partition("/")[2]: value for name, value in arrays.items() if name.startswith(f"{key}/")}
+    found = fresh()
+    if keeping:
+        _add(Path(keeping), key, about, found)
+    return found
+
+
+def key_of(about: Mapping[str, Any]) -> str:
+    """By what a piece is known again: a hash of what was asked for, of the networks' weights, and of ``VERSION``."""
+    weights = {label: Network(**one).pinned() for label, one in about["networks"].items()}
+    found = json.dumps([VERSION, about, weights], sort_keys=True)
+    return hashlib.sha256(found.encode()).hexdigest()[:16]
+
+
+def _stored(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
+    """The pieces of a folder, by key, and the arrays of all, named ``key/name``; none where nothing is recorded."""
+    if not (Path(folder) / f"{NAME}.json").exists():
+        return {}, {}
+    _, sidecar = results.read(NAME, folder)
+    return sidecar["pieces"], _arrays(results.arrays(NAME, folder), sidecar["arrays"])
+
+
+@lru_cache(maxsize=1)
+def _arrays(file: Path, _: str) -> Arrays:
+    return load_file(file)
+
+
+def _add(folder: Path, key: str, about: Mapping[str, Any], found: Arrays) -> None:
+    """Put a piece beside those of a folder."""
+    pieces, arrays = _stored(folder)
+    arrays = arrays | {f"{key}/{name}": np.ascontiguousarray(value) for name, value in found.items()}
+    pieces = {**pieces, key: {**about, "code": results.code_version()}}
+    file = folder / f"{NAME}.safetensors"
+    with files.replacing(file) as (part,):
+        save_file(arrays, part)
+    rows = [(*name.split("/", 1), pieces[name[:16]]["measure"], value.size) for name, value in sorted(arrays.items())]
+    table = pd.DataFrame(rows, columns=["piece", "array", "measure", "numbers"])
+    models = sorted({one["name"] for piece in pieces.values() for one in piece["networks"].values()})
+    noted: dict[str, Any] = {"models": models, "arrays": files.sha256(file), "pieces": pieces, "command": COMMAND}
+    results.write(NAME, table, what=WHAT, units={}, seed=0, where=folder, **noted)
+
+
+@lru_cache(maxsize=2)
+def _rendered(corpus: scenes.Corpus, which: str, count: int) -> scenes.Scenes:
+    return scenes.render(corpus, scenes.split(which, count))
+
+
+def _to_arrays(result: CKAResult) -> Arrays:
+    """A CKA result as arrays, its taps and settings as the bytes of a JSON text."""
+    about = json.dumps({"taps": result.taps.to_dict("list"), "info": result.info})
+    arrays = {**vars(result.sums), "about": np.frombuffer(about.encode(), dtype=np.uint8)}
+    return arrays | (
+        {} if result.control is None else {f"control.{k}": v for k, v in vars(result.control.sums).items()}
+    )
+
+
+def _to_result(arrays: Arrays) -> CKAResult:
+    """The CKA result of ``_to_arrays``."""
+    about = json.loads(arrays["about"].tobytes())
+    taps = pd.DataFrame(about["taps"])
+    sums, control = (
+        Sums(**{field.name: arrays[prefix + field.name] for field in fields(Sums)})
+        if f"{prefix}cross" in arrays
+        else None
+        for prefix in ("", "control.")
+    )
+    assert sums is not None
+    everything = np.arange(len(taps))
+    made = [CKAResult(one, taps, everything, everything, **about["info"]) for one in (sums, control) if one is not None]
+    return made[0] if len(made) == 1 else CKAResult(**{**vars(made[0]), "control": made[1]})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Keep what chapters measure on many networks of the zoo.")
+    parser.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"all by default: {', '.join(CHAPTERS)}")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to: data/recorded is the book's own")
+    given = parser.parse_args(arguments)
+    wanted, out = given.chapters or CHAPTERS, given.out.expanduser().resolve()
+    if unknown := sorted(set(wanted) - set(CHAPTERS)):
+        parser.error(f"not among the chapters that ask for something: {', '.join(unknown)}; {', '.join(CHAPTERS)} do")
+    import papermill  # which chapters, that import this room, can do without
+
+    with store.alone(out):
+        os.environ[KEEPING] = str(out)
+        for chapter in wanted:
+            source = ROOT / "notebooks" / f"{chapter}.ipynb"
+            papermill.execute_notebook(str(source), None, kernel_name="python3", cwd=str(ROOT), progress_bar=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What chapters ask for of the zoo: kept once, measured anew where anything differs, and recomputed in part."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import results
+from helpers.images import scenes
+from helpers.images.sources import batches, scene_images
+from helpers.measures import batch_sizes, data_scale
+from helpers.measures.heatmap import cka_heatmap
+from helpers.networks import zoo
+from helpers.networks.places import OUTPUTS, STREAM
+from helpers.recording import beforehand
+from helpers.recording.beforehand import Network
+
+SMALL = Network("vit-small")
+
+
+@pytest.fixture
+def keeping(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RECORDED", tmp_path)
+    monkeypatch.setenv(beforehand.KEEPING, str(tmp_path))
+    return tmp_path
+
+
+def counted(numbers=(1.0, 2.0)):
+    """A measurement that counts how often it was made."""
+    made = []
+
+    def fresh():
+        made.append(1)
+        return {"numbers": np.array(numbers), "0.5": np.array([True, False])}
+
+    return fresh, made
+
+
+def test_a_piece_is_measured_once_and_again_where_anything_differs(keeping, monkeypatch):
+    fresh, made = counted()
+    for _ in range(2):
+        found = beforehand.kept("count", {"ViT": SMALL}, {"images": 4}, fresh)
+        assert found["numbers"].tolist() == [1, 2] and found["0.5"].dtype == bool and len(found) == 2
+    assert len(made) == 1
+    for networks, asked in [
+        ({"ViT": SMALL}, {"images": 5}),
+        ({"other": SMALL}, {"images": 4}),
+        ({"ViT": Network("vit-small-seed1")}, {"images": 4}),
+        ({"ViT": Network("vit-small", pretrained=False)}, {"images": 4}),
+        ({"ViT": Network("vit-small", pretrained=False, seed=1)}, {"images": 4}),
+    ]:
+        before = len(made)
+        beforehand.kept("count", networks, asked, fresh)
+        assert len(made) == before + 1
+    table, sidecar = results.read(beforehand.NAME, keeping)
+    assert len(sidecar["pieces"]) == 6 and len(table) == 12
+    card = {**zoo.card("vit-small"), "sha256": "0" * 64}
+    monkeypatch.setattr(zoo, "card", lambda name: card)  # other weights
+    beforehand.kept("count", {"ViT": SMALL}, {"images": 4}, fresh)
+    monkeypatch.setattr(beforehand, "VERSION", 2)
+    beforehand.kept("count", {"ViT": SMALL}, {"images": 4}, fresh)
+    assert len(made) == 8
+
+
+def test_nothing_is_written_unless_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RECORDED", tmp_path)
+    monkeypatch.delenv(beforehand.KEEPING, raising=False)
+    fresh, made = counted()
+    for _ in range(2):
+        beforehand.kept("count", {"ViT": SMALL}, {}, fresh)
+    assert len(made) == 2 and not list(tmp_path.iterdir())
+
+
+def test_probes_are_those_of_their_room(keeping):
+    read, test = (scenes.render(scenes.NOVEL, scenes.split(which, 320)) for which in ("validation", "test"))
+    known = data_scale.probed(SMALL.load(), read, test, shots=2, draws=2, seed=1)
+    for _ in range(2):
+        found = beforehand.probes(SMALL, scenes.NOVEL, 320, 320, shots=2, draws=2, seed=1)
+        assert list(found) == list(known) and all(torch.equal(found[depth], known[depth]) for depth in known)
+
+
+def test_heat_maps_are_those_of_their_room(keeping):
+    networks = {"ViT": SMALL, "twin": Network("vit-small", pretrained=False, seed=3)}
+    models = {label: network.load() for label, network in networks.items()}
+    known = cka_heatmap(models, batches(scene_images(16), 8), OUTPUTS, shuffle=1)
+    for shuffle in (1, 1, None):
+        found = beforehand.heatmap(networks, scenes.Corpus(), 16, 8, OUTPUTS, shuffle)
+        np.testing.assert_array_equal(found.matrix, known.matrix)
+        assert found.info == known.info | {"shuffle": shuffle} and found.labels == known.labels
+        if shuffle:
+            np.testing.assert_array_equal(found.between("ViT").control.matrix, known.between("ViT").control.matrix)
+        else:
+            assert found.control is None
+
+
+def test_sizes_of_batches_are_those_of_their_room(keeping):
+    for _ in range(2):
+        found = beforehand.in_batches({"ViT": SMALL}, 32, (16, 8), STREAM)
+        for size, result in zip((16, 8), found, strict=True):
+            known = cka_heatmap({"ViT": SMALL.load()}, batches(scene_images(32), size), STREAM)
+            np.testing.assert_allclose(result.matrix, known.matrix, atol=1e-5)
+            assert result.groups == 2 and result.n_images == 32
+
+
+def test_chapters_that_ask_for_nothing_are_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        beforehand.main(["11_nothing", "--out", str(tmp_path)])
+    assert "not among the chapters that ask for something: 11_nothing" in capsys.readouterr().err
+
+
+RECORDED = beforehand.NAME in results.names(results.RECORDED)
+PIECES = results.recorded(beforehand.NAME)[1]["pieces"] if RECORDED else {}
+
+
+def own(measure):
+    """What was asked for in the book's own pieces of a measure."""
+    found = [{key: value for key, value in about.items() if key != "code"} for about in PIECES.values()]
+    return [about for about in found if about["measure"] == measure]
+
+
+@pytest.mark.parametrize("key", PIECES)
+def test_the_books_own_are_of_todays_networks(key):
+    about = dict(PIECES[key])
+    assert not about.pop("code")["dirty"], f"{key} was measured by code that is in no commit"
+    assert beforehand.key_of(about) == key, "run `python -m helpers.recording.beforehand --out data/recorded` again"
+
+
+@pytest.mark.skipif(not own("probes"), reason="no probes are recorded yet")
+def test_probes_of_a_network_are_right_where_they_were(monkeypatch):
+    about = min(own("probes"), key=lambda one: (one["networks"]["network"]["name"] != "vit-small", one["scored"]))
+    corpus = scenes.NOVEL if about["corpus"] == repr(scenes.NOVEL) else scenes.Corpus()
+    read, test = (
+        scenes.render(corpus, scenes.split(which, about[count]))
+        for which, count in (("validation", "learn"), ("test", "scored"))
+    )
+    how = {name: about[name] for name in ("shots", "draws", "seed")}
+    monkeypatch.setattr(beforehand, "_rendered", None)  # nothing is measured
+    network = Network(**about["networks"]["network"])
+    recorded = beforehand.probes(network, corpus, about["learn"], about["scored"], **how)
+    again = data_scale.probed(network.load(), read, test, **how)
+    assert list(again) == list(recorded)
+    for depth, right in again.items():
+        assert (right == recorded[depth]).float().mean() > 0.995
+
+
+@pytest.mark.skipif(not own("heatmap"), reason="no heat-map is recorded yet")
+def test_the_first_batch_of_a_heat_map_adds_what_it_did(monkeypatch):
+    about = own("heatmap")[0]
+    networks = {label: Network(**one) for label, one in about["networks"].items()}
+    corpus = scenes.NOVEL if about["corpus"] == repr(scenes.NOVEL) else scenes.Corpus()
+    stream = batches(scene_images(about["batch"], corpus=corpus), about["batch"])
+    again = cka_heatmap({label: one.load() for label, one in networks.items()}, stream, about["kinds"])
+    monkeypatch.setattr(beforehand, "cka_heatmap", None)  # nothing is measured
+    recorded = beforehand.heatmap(networks, corpus, *(about[k] for k in ("images", "batch", "kinds", "shuffle")))
+    assert recorded.sums.batches[0] == 1
+    np.testing.assert_allclose(again.sums.cross[0], recorded.sums.cross[0], rtol=1e-3)
+
+
+@pytest.mark.skipif(not own("in batches"), reason="no sizes of batches are recorded yet")
+def test_cka_in_batches_is_near_that_of_fewer_images(monkeypatch):
+    about = own("in batches")[0]
+    networks = {label: Network(**one) for label, one in about["networks"].items()}
+    models = {label: one.load() for label, one in networks.items()}
+    (part, _), *_ = batches(scene_images(256), 256)
+    (again,) = batch_sizes.cka_in_batches(models, part, [128], about["kinds"])
+    monkeypatch.setattr(beforehand.batch_sizes, "cka_in_batches", None)  # nothing is measured
+    for recorded in beforehand.in_batches(networks, about["images"], about["sizes"], about["kinds"]):
+        assert recorded.labels == again.labels and recorded.n_images == about["images"]
+        np.testing.assert_allclose(recorded.matrix, again.matrix, atol=0.1)
