@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from helpers.measures.cka import LEAST, MinibatchCKA, row_of_gram
 from helpers.measures.cka_result import CKAResult
+from helpers.measures.distributed import Share, meet
 from helpers.measures.heatmap import cka_heatmap
 from helpers.measures.hsic import gram_linear
 from helpers.networks.inputs import normalise
@@ -26,7 +27,8 @@ def cka_in_batches(
 
     Args:
         models: label → network; run in eval mode, its modes restored.
-        images: (N, 3, H, W). The memory that is needed grows with N².
+        images: (N, 3, H, W), shown to each network at once, by each process of a distributed run. The memory that is
+            needed grows with N².
         sizes: numbers of images a batch; a last batch that is smaller counts by its images.
         kinds: of taps; all by default.
 
@@ -50,9 +52,10 @@ def cka_in_batches(
     results = []
     for size in sizes:
         metric, parts = MinibatchCKA(len(grams)), torch.arange(len(images)).split(size)
-        for part in parts:
+        for number, part in Share().dealt(parts, stand_in=False):
             rows = slice(int(part[0]), int(part[-1]) + 1)
-            metric.update(torch.stack([row_of_gram(gram[rows, rows]) for gram in grams]))
+            metric.update(torch.stack([row_of_gram(gram[rows, rows]) for gram in grams]), batch_index=number)
+        meet()
         sums, batch = metric.sums(), len(parts[0])
         results.append(replace(about, sums=sums, n_images=len(images), batch=batch, batches=len(parts)))
     return results

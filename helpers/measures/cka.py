@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from helpers.measures.distributed import process
 from helpers.measures.hsic import (
     LEAST,
     center_gram,
@@ -242,7 +243,7 @@ class MinibatchCKA(Metric):
 
     def sums(self) -> Sums:
         """The sums over all processes."""
-        with self.sync_context():
+        with self.sync_context(distributed_available=lambda: process()[1] > 1):
             return self._local_sums()
 
     def _local_sums(self) -> Sums:

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 T = TypeVar("T")
 PATIENCE = 5.0  # seconds for those that are on their way, when one is lost
@@ -129,15 +128,18 @@ class Share:
         self.rank, self.count = process()
         self.idle = True
 
-    def dealt(self, batches: Iterable[T]) -> Iterator[tuple[int, T]]:
-        """The batches that this process measures, each with its number among all of them, from 0."""
+    def dealt(self, batches: Iterable[T], stand_in: bool = True) -> Iterator[tuple[int, T]]:
+        """The batches that this process measures, each with its number among all of them, from 0.
+
+        ``stand_in``: whether a process for which there is none measures the first.
+        """
         first: list[T] = []
         for number, batch in enumerate(batches):
             first = first or [batch]
             if number % self.count == self.rank:
                 self.idle = False
                 yield number, batch
-        if self.idle and self.count > 1:
+        if self.idle and self.count > 1 and stand_in:
             yield from enumerate(first)
 
     def summed(self, found: T) -> T:
@@ -149,7 +151,7 @@ class Share:
         parts = [part for idle, part in gathered((self.idle, found)) if not idle]
         return reduce(_plus, parts) if parts else found
 
-    def in_order(self, parts: dict[int, list[Tensor]]) -> list[Tensor]:
+    def in_order(self, parts: dict[int, list[T]]) -> list[T]:
         """Number of a batch → its parts, of this process, to those of all processes in the order of the batches."""
         every = self.summed(parts)
         return [part for number in sorted(every) for part in every[number]]

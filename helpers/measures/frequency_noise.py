@@ -19,8 +19,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from helpers.measures.distributed import Share
 from helpers.measures.fourier import frequencies
-from helpers.measures.streams import at_least_one
+from helpers.measures.streams import at_least_one, counted
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.taps import evaluating
 
@@ -131,25 +132,26 @@ def answers_under_noise(
     """
     if not len(strengths) or not all(np.isfinite(s) and s > 0 for s in strengths):
         raise ValueError(f"strengths are root mean squares above 0, one or more; got {list(strengths)}")
-    clean, noisy, labels, seen = [], [], [], 0
+    found: dict[int, list[tuple[Tensor, ...]]] = {}  # number of a batch → its answers, and its labels if it has any
+    share = Share()
     with evaluating(model):
-        for batch in loader:
+        for number, (seen, batch) in share.dealt(counted(loader)):
             images = pixels(batch)
-            if isinstance(batch, (tuple, list)) and len(batch) > 1:
-                labels.append(torch.as_tensor(batch[1]).cpu())
             x = normalise(model, images)
             ends = [normalise(model, torch.full_like(images[:1], end, dtype=torch.float)) for end in (0, 1)]
             gain = ends[1] - ends[0]  # of the model's input for a pixel from 0 to 1
             noise = band_noise(len(images), (images.shape[2], images.shape[3]), bands, seed=seed, first=seen)
             noise = noise.to(x) * gain
-            clean.append(_answers(model, x))
+            clean = _answers(model, x)
             answers = [[_answers(model, x + strength * of) for of in noise] for strength in strengths]
-            noisy.append(torch.stack([torch.stack(row) for row in answers]))
-            seen += len(images)
-    if not seen:
+            noisy = torch.stack([torch.stack(row) for row in answers])
+            labels = [torch.as_tensor(batch[1]).cpu()] if isinstance(batch, (tuple, list)) and len(batch) > 1 else []
+            found[number] = [(clean, noisy, *labels)]
+    parts = share.in_order(found)
+    if not parts:
         raise ValueError("no images to put noise on")
-    truth = torch.cat(labels) if labels else None
-    return UnderNoise(torch.cat(clean), torch.cat(noisy, 2), truth, tuple(strengths))
+    clean, noisy, *truth = (torch.cat(each, -1) for each in zip(*parts, strict=True))
+    return UnderNoise(clean, noisy, truth[0] if truth else None, tuple(strengths))
 
 
 def _answers(model: nn.Module, x: Tensor) -> Tensor:

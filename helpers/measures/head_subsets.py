@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from helpers.measures.attention import distances
 from helpers.measures.attention_maps import WINDOWED, Grid, attention_maps, attentions, grid_of
 from helpers.measures.cka import LEAST, MinibatchCKA, Sums
+from helpers.measures.distributed import Share
 from helpers.measures.hsic import gram_linear, gram_row, row_of_gram
 from helpers.measures.streams import at_least_two
 from helpers.networks.inputs import normalise, pixels
@@ -146,10 +147,10 @@ def _read_heads(
     def distance(attention: Tensor, size: tuple[int, int]) -> Tensor:
         return distances(attention, grid(attention.shape[-1], size))[:, 0]
 
-    found: list[list[tuple[int, Tensor]]] = [[] for _ in range(groups)]
-    short = 0
+    read: dict[int, tuple[int, Tensor]] = {}  # by number of the batch
+    short, share = 0, Share()
     with evaluating(vit), evaluating(resnet), _first_block(vit):
-        for number, batch in enumerate(batches):
+        for number, batch in share.dealt(batches, stand_in=False):
             images = pixels(batch)
             if len(images) < LEAST:
                 short += 1
@@ -163,7 +164,9 @@ def _read_heads(
                 vit(normalise(vit, images))
                 entrance(normalise(resnet, images))
             metric.update(torch.cat([*out.values(), torch.stack(list(low.values()))]), batch_index=number)
-            found[number % groups].append((len(images), looked[name]))
+            read[number] = len(images), looked[name]
+    read, short = share.summed((read, short))
+    found = [[read[number] for number in sorted(read) if number % groups == group] for group in range(groups)]
     if not all(found) and short:
         raise ValueError(
             f"{groups} groups for the jackknife need as many batches, and {short} of fewer than {LEAST} images were "
@@ -190,17 +193,22 @@ def windows(table: pd.DataFrame) -> pd.DataFrame:
 
     ``table``: of ``head_subsets``, no group left out. Returns its rows of the windows, the most local one first.
     """
-    single = table[table["heads"] == 1].sort_values("distance", kind="stable")
-    order = single["subset"].astype(int).tolist()
-    width = len(order) // 2
-    names = [" ".join(map(str, sorted(order[i : i + width]))) for i in range(len(order) - width + 1)]
-    return table.set_index("subset").loc[names].reset_index()
+    return table.iloc[_rows_of_windows(table)].reset_index(drop=True)
+
+
+def _rows_of_windows(table: pd.DataFrame) -> list[int]:
+    """Where in a table the windows stand, the most local one first. (In numpy: a bootstrap asks a thousand times.)"""
+    subset, distance = table["subset"].to_numpy(), table["distance"].to_numpy()
+    single = np.flatnonzero(table["heads"].to_numpy() == 1)
+    order = [int(subset[row]) for row in single[distance[single].argsort(kind="stable")]]
+    width, row_of = len(order) // 2, {name: row for row, name in enumerate(subset)}
+    return [row_of[" ".join(map(str, sorted(order[i : i + width])))] for i in range(len(order) - width + 1)]
 
 
 def order_of_windows(table: pd.DataFrame) -> float:
     """Claim R11: Spearman's correlation, over windows of heads, of distance and CKA."""
-    chosen = windows(table)
-    return float(spearmanr(chosen["distance"], chosen["cka"]).statistic)
+    rows = _rows_of_windows(table)
+    return float(spearmanr(table["distance"].to_numpy()[rows], table["cka"].to_numpy()[rows]).statistic)
 
 
 def _first_stage(resnet: nn.Module) -> nn.Sequential:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from helpers.measures import objective
+from helpers.measures.distributed import Share
 from helpers.measures.landscape import moved
 from helpers.measures.objective import Batch, Weights
 from helpers.networks.unfused import unfused
@@ -139,18 +140,22 @@ def hessian_spectra(
         ValueError: no batch, or as ``lanczos``.
         FloatingPointError: as ``lanczos``.
     """
-    rows = []
-    parameters = dict(model.named_parameters())
+    found_in: dict[int, list[dict[str, float]]] = {}  # number of a batch → its rows
+    parameters, share = dict(model.named_parameters()), Share()
+    bar = tqdm(batches, desc=progress, disable=not progress, unit="batch")
     with unfused(model):
-        for number, (images, labels) in enumerate(tqdm(batches, desc=progress, disable=not progress, unit="batch")):
+        for number, (images, labels) in share.dealt(bar):
             value = objective.loss(model, parameters, images, labels)
             total = value + objective.penalty(parameters, decay)
             product = hessian_vector_product(total, list(parameters.values()))
             size = sum(each.numel() for each in parameters.values())
             found = lanczos(product, size, top, tolerance, most, seed + number)
             about = {"steps": found.steps, "images": len(images), "loss": float(value.detach())}
-            for rank, (eigenvalue, residual) in enumerate(zip(found.values, found.residuals, strict=True)):
-                rows.append({"batch": number, "rank": rank, "eigenvalue": eigenvalue, "residual": residual, **about})
+            found_in[number] = [
+                {"batch": number, "rank": rank, "eigenvalue": eigenvalue, "residual": residual, **about}
+                for rank, (eigenvalue, residual) in enumerate(zip(found.values, found.residuals, strict=True))
+            ]
+    rows = share.in_order(found_in)
     if not rows:
         raise ValueError("there is no batch, so there is no Hessian")
     return pd.DataFrame(rows)
@@ -180,11 +185,12 @@ def curvature_along(
     """
     if not all(far > 0 for far in distances):
         raise ValueError(f"steps have lengths above 0; got {list(distances)}")
-    parameters, rows = dict(model.named_parameters()), []
+    parameters, share = dict(model.named_parameters()), Share()
+    rows: dict[int, list[dict[str | float, float]]] = {}
     with unfused(model):
         value = objective.loss(model, parameters, images, labels)
         product = hessian_vector_product(value, list(parameters.values()))
-        for number, direction in enumerate(directions):
+        for number, direction in share.dealt(directions):
             d = _flat(direction[name] for name in parameters)
             row: dict[str | float, float] = {"direction": number, "hessian": float(d @ product(d))}
             for far in distances:
@@ -192,8 +198,8 @@ def curvature_along(
                     ends = [moved(parameters, (direction, step)) for step in (far, -far)]
                     two = sum(float(objective.loss(model, at, images, labels)) for at in ends)
                 row[far] = (two - 2 * float(value.detach())) / far**2
-            rows.append(row)
-    return pd.DataFrame(rows)
+            rows[number] = [row]
+    return pd.DataFrame(share.in_order(rows))
 
 
 def negative_share(spectra: pd.DataFrame) -> float:

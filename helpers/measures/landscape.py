@@ -8,6 +8,8 @@ position embeddings and class tokens too, as Park & Kim (2022, Figures 1 and C.4
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.measures import objective
+from helpers.measures.distributed import Share
 from helpers.measures.objective import Batch, Weights
 from helpers.uncertainty import delete_one
 
@@ -101,14 +104,10 @@ def rays(
     Raises:
         ValueError: as ``random_direction`` and ``values``.
     """
-    at, rows = objective.weights(model), []
-    start = values(model, at, batches, decay)
-    for seed in seeds:
-        direction = random_direction(at, seed, per)
-        rows.append({"ray": seed, "radius": 0.0, **start})
-        for radius in radii:
-            there = values(model, moved(at, (direction, radius)), batches, decay)
-            rows.append({"ray": seed, "radius": float(radius), **there})
+    points = list(product(seeds, map(float, radii)))
+    start, *there = _values_at([(), *((point,) for point in points)], model, batches, decay, per)
+    rows = [{"ray": seed, "radius": 0.0, **start} for seed in seeds]
+    rows += [{"ray": seed, "radius": far, **found} for (seed, far), found in zip(points, there, strict=True)]
     return pd.DataFrame(rows).sort_values(["ray", "radius"], ignore_index=True)
 
 
@@ -156,14 +155,26 @@ def plane(
 
     ``axis``: the coordinates along either of two random directions, those of the two ``seeds``. Raises as ``rays``.
     """
-    at = objective.weights(model)
-    across, up = (random_direction(at, seed, per) for seed in seeds)
-    rows = []
-    for y in axis:
-        for x in axis:
-            there = moved(at, (across, x), (up, y))
-            rows.append({"x": float(x), "y": float(y), **values(model, there, batches, decay)})
-    return pd.DataFrame(rows)
+    points = list(product(map(float, axis), repeat=2))
+    steps = [tuple(zip(seeds, (x, y), strict=True)) for y, x in points]
+    there = _values_at(steps, model, batches, decay, per)
+    return pd.DataFrame([{"x": x, "y": y, **found} for (y, x), found in zip(points, there, strict=True)])
+
+
+def _values_at(
+    points: Sequence[Sequence[tuple[int, float]]], model: nn.Module, batches: Iterable[Batch], decay: float, per: str
+) -> list[dict[str, float]]:
+    """``values`` at each point, which is given by its steps: the seed of a direction, and how far along it.
+
+    In distributed runs each process is dealt some of the points, and gets the values of all.
+    """
+    at, share = objective.weights(model), Share()
+    direction = lru_cache(2)(partial(random_direction, at, per=per))  # points of one ray follow each other
+    found = {
+        number: [values(model, moved(at, *((direction(seed), far) for seed, far in steps)), batches, decay)]
+        for number, steps in share.dealt(points)
+    }
+    return share.in_order(found)
 
 
 def polar(way: Sequence[Weights]) -> pd.DataFrame:

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from helpers.measures.distributed import Share
 from helpers.measures.streams import at_least_two
 from helpers.networks.inputs import labelled, normalise
 from helpers.networks.places import BRANCH_OUTPUTS, OUTPUTS
@@ -124,8 +125,10 @@ def lesions(
         if len(intact) < groups:
             raise ValueError(f"{groups} groups need as many images; got {len(intact)}")
         ways = [(tap, way) for tap in taps for way in WAYS]
-        parts = [_right_answers(model, *batch, ways, means) for batch in batches]
-    right, group = np.concatenate(parts, axis=1), np.arange(len(intact)) % groups  # (units × ways, N)
+        share = Share()
+        found = {at: [_right_answers(model, *batch, ways, means)] for at, batch in share.dealt(batches)}
+    right = np.concatenate(share.in_order(found), axis=1)  # (units × ways, N)
+    group = np.arange(len(intact)) % groups
     rows = [(tap.name, tap.kind, taps.index(tap), way) for tap, way in ways]
 
     def measure(left_out: int | None) -> dict[str, Any]:
@@ -153,11 +156,14 @@ def first_minus_last(table: pd.DataFrame, way: str = "zero") -> float:
 def _means(model: nn.Module, batches: Iterable, taps: Sequence[Tap]) -> tuple[dict[str, Tensor], np.ndarray]:
     """Each unit's mean output over all images (1, …), and which images the intact network names rightly (N,)."""
     sums: dict[str, Tensor] = {}
-    right: list[Tensor] = []
-    for images, labels in map(labelled, batches):
+    known: dict[int, list[Tensor]] = {}  # number of a batch → which of its images are named rightly
+    share = Share()
+    for number, batch in share.dealt(batches):
+        images, labels = labelled(batch)
         with capture(model, taps, partial(torch.sum, dim=0, keepdim=True, dtype=torch.double)) as found:
-            right.append(_answers(model, images) == labels)
-        sums = {name: sums.get(name, 0) + value for name, value in found.items()}
+            known[number] = [_answers(model, images) == labels]
+        sums = {name: sums.get(name, 0) + value.cpu() for name, value in found.items()}
+    sums, right = share.summed(sums), share.in_order(known)
     if not right:
         raise ValueError("there are no images to measure an accuracy on")
     intact = torch.cat(right).double().numpy()

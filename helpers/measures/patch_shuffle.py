@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from helpers.measures.distributed import Share
 from helpers.measures.patch_embedding import cut
-from helpers.measures.streams import at_least_two
+from helpers.measures.streams import at_least_two, counted
 from helpers.networks.inputs import normalise, pixels
 from helpers.networks.taps import evaluating
 from helpers.uncertainty import GROUPS, delete_one
@@ -58,23 +59,22 @@ def shuffled_answers(
             that gives no logits (n, classes), another number of labels than of images.
     """
     at_least_two(groups)
-    parts: dict[int, list[Tensor]] = {size: [] for size in (0, *sizes)}
-    labels: list[Tensor] = []
-    count = 0
+    sizes, share = [0, *sizes], Share()
+    found: dict[int, list[tuple[Tensor, Tensor]]] = {}  # number of a batch → its logits (n, sizes, classes) and labels
     with evaluating(model):
-        for batch in batches:
+        for number, (first, batch) in share.dealt(counted(batches)):
             images = pixels(batch)
-            for size, found in parts.items():
-                shown = shuffle_patches(images, size, seed, count) if size else images
-                found.append(_logits(model, shown))
-            labels.append(_labels(batch, len(images)))
-            count += len(images)
+            shown = (shuffle_patches(images, size, seed, first) if size else images for size in sizes)
+            logits = torch.stack([_logits(model, one) for one in shown], 1).double()
+            found[number] = [(logits, _labels(batch, len(images)))]
+    parts = share.in_order(found)
+    count = sum(len(labels) for _, labels in parts)
     if count < groups:
         raise ValueError(f"{groups} groups need as many images; got {count}")
-    logits = {size: torch.cat(found).double() for size, found in parts.items()}  # each (N, classes)
-    plain, truth, group = logits[0], torch.cat(labels), np.arange(count) % groups
+    logits, truth = (torch.cat(each) for each in zip(*parts, strict=True))
+    plain, group = logits[:, 0], np.arange(count) % groups
     right, kept, moved = [], [], []
-    for values in logits.values():
+    for values in logits.unbind(1):
         answer = values.argmax(1)
         right.append(torch.where(truth < 0, torch.nan, (answer == truth).double()).numpy())
         kept.append((answer == plain.argmax(1)).double().numpy())
@@ -87,7 +87,7 @@ def shuffled_answers(
         spread = float(plain[torch.from_numpy(chosen)].std())
         return {"accuracy": accuracy, "kept": same, "change": per_image[2][:, chosen].max(1) / spread}
 
-    return delete_one(pd.DataFrame({"patch": list(logits)}), measure, range(groups))
+    return delete_one(pd.DataFrame({"patch": sizes}), measure, range(groups))
 
 
 def lost(table: pd.DataFrame, patch: int) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.measures.distributed import Share
 from helpers.measures.streams import at_least_two
 from helpers.networks.inputs import labelled, normalise
 from helpers.networks.taps import evaluating
@@ -34,21 +35,24 @@ def scores(models: Mapping[str, nn.Module], batches: Iterable, groups: int = GRO
     at_least_two(groups)
     if not models:
         raise ValueError("there is no network to score")
-    found: dict[str, list[Tensor]] = {name: [] for name in models}
+    found: dict[int, list[Tensor]] = {}  # number of a batch → what each network scores on each image (networks, 2, n)
+    share = Share()
     with evaluating(*models.values()):
-        for images, labels in map(labelled, batches):
+        for number, batch in share.dealt(batches):
+            images, labels = labelled(batch)
+            scored = []
             for name, model in models.items():
                 logits = model(normalise(model, images))
                 if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] <= int(labels.max()):
                     raise ValueError(f"{name} gives no logits (n, classes) of the classes that the labels count")
                 logits = logits.cpu().double()
                 right = 100 * (logits.argmax(1) == labels).double()
-                found[name].append(torch.stack([right, F.cross_entropy(logits, labels, reduction="none")]))
-    each = np.stack([torch.cat(parts, 1).numpy() for parts in found.values()]) if found[next(iter(models))] else None
-    count = 0 if each is None else each.shape[2]  # each: (networks, 2, N)
-    if each is None or count < groups:
+                scored.append(torch.stack([right, F.cross_entropy(logits, labels, reduction="none")]))
+            found[number] = [torch.stack(scored)]
+    parts = share.in_order(found)
+    if (count := sum(part.shape[2] for part in parts)) < groups:
         raise ValueError(f"{groups} groups need as many images; got {count}")
-    group = np.arange(count) % groups
+    each, group = torch.cat(parts, 2).numpy(), np.arange(count) % groups  # (networks, 2, N)
 
     def measure(left_out: int | None) -> dict[str, np.ndarray]:
         accuracy, nll = each[:, :, group != (-1 if left_out is None else left_out)].mean(2).T

@@ -1,8 +1,9 @@
 """The images of a measure as a stream of batches: what is taken for one, and which images it has seen before."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ def in_batches(images: ImageSet | Tensor | Sequence, batch: int) -> Iterable:
     """
     at_least_one(batch=batch)
     return batches(images, batch) if isinstance(images, Dataset) else pixels(images).split(batch)
+
+
+def counted(batches: Iterable) -> Iterator[tuple[int, Any]]:
+    """Each batch with the number of its first image, from 0."""
+    first = 0
+    for batch in batches:
+        yield first, batch
+        first += len(pixels(batch))
 
 
 def hashes(images: Tensor) -> list[int]:

@@ -6,14 +6,20 @@ Without names all networks are measured whose weights are stored. Three tables a
 each network: what is there already, measured in the same way on the same weights, is not measured again, so that an
 interrupted run goes on where it was and a network trained later is added. The sidecar's ``pieces`` say of each what it
 was made from. ``helpers.recorded`` reads the tables.
+
+``torchrun --nproc-per-node 2 -m helpers.recording.curvature …`` lets several processes share the batches and the points
+of each piece; the first of them writes.
 """
 
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -22,6 +28,7 @@ from torch import nn
 
 from helpers import results
 from helpers.measures import hessian, landscape, objective
+from helpers.measures.distributed import gathered, joined
 from helpers.networks import zoo
 from helpers.networks.catalogue import ZOO, Card
 from helpers.recording import store
@@ -142,7 +149,7 @@ def record(piece: Piece, out: Path, model: nn.Module) -> bool:
     if (out / f"{piece.table}.csv").exists():
         table, sidecar = results.read(piece.table, out)
         pieces = sidecar["pieces"]
-    if pieces.get(piece.key, {}).get("inputs") == made_from:
+    if gathered(pieces.get(piece.key, {}).get("inputs") == made_from)[0]:  # as the first process finds, which writes
         return False
     found = MEASURES[piece.table](model, piece.state.card, **settings)
     found.insert(0, "piece", piece.key)
@@ -184,6 +191,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [name for name in wanted if name not in states]:
         parser.error(f"not among the networks that are recorded: {', '.join(unknown)}; these are {', '.join(states)}")
     torch.set_num_threads(1)
+    with joined() as (rank, _), TemporaryDirectory() as aside, redirect_stdout(None if rank else sys.stdout):
+        out = Path(aside) if rank else out  # what others than the first write goes away
+        _record_all(wanted, out)
+
+
+def _record_all(wanted: Sequence[str], out: Path) -> None:
+    """The pieces of the networks that are wanted, one after the other."""
     with store.alone(out):
         for piece in PIECES:
             if piece.state.name not in wanted:

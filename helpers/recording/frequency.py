@@ -9,8 +9,11 @@ of all networks that ``SCENES`` names and the zoo has.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -24,6 +27,7 @@ from helpers import files, results
 from helpers.files import ROOT
 from helpers.images import scenes
 from helpers.images.sources import ImageSet, batches, scene_images
+from helpers.measures.distributed import Share, gathered, joined
 from helpers.measures.feature_variance import FeatureVariance, moments
 from helpers.measures.fourier import LEAST, Spectra, amplitudes, shuffled_pixels
 from helpers.measures.frequency_noise import STRENGTHS, UnderNoise, answers_under_noise
@@ -209,7 +213,9 @@ def _classifiers(networks: dict[str, nn.Module], few: Tensor) -> dict[str, nn.Mo
 @torch.inference_mode()
 def _answers(network: nn.Module, pictures: Tensor) -> Tensor:
     """A network's answers (n,) to pictures without noise, in single precision."""
-    return torch.cat([network(normalise(network, part)).argmax(1).cpu() for part in pictures.split(BATCH)])
+    share = Share()
+    found = {at: [network(normalise(network, part)).argmax(1).cpu()] for at, part in share.dealt(pictures.split(BATCH))}
+    return torch.cat(share.in_order(found))
 
 
 def _classes(images: ImageSet) -> list[int] | None:
@@ -232,14 +238,16 @@ def main() -> None:
     out = parser.parse_args().out.expanduser().resolve()
     name, stored = "frequency_noise_scenes", [network for network in SCENES if zoo.is_stored(network)]
     key = recording.inputs(name, {network: zoo.load(network) for network in stored}, scenes=NOISE_SCENES)
-    with recording.alone(out):
-        recording.resume(out)
-        if recording.is_done(name, key, out):
-            print(f"{name}: there already, made from the same inputs")
-            return
-        notes: dict[str, Any] = {"recording": name, "inputs": key, "code": results.code_version()}
-        recording.make(name, out, lambda where: noise_on_scenes(where, **notes))
-    print(f"{name}: in {out}")
+    with joined() as (rank, _), TemporaryDirectory() as aside, redirect_stdout(None if rank else sys.stdout):
+        out = Path(aside) if rank else out  # what others than the first write goes away
+        with recording.alone(out):
+            recording.resume(out)
+            if gathered(recording.is_done(name, key, out))[0]:
+                print(f"{name}: there already, made from the same inputs")
+                return
+            notes: dict[str, Any] = {"recording": name, "inputs": key, "code": results.code_version()}
+            recording.make(name, out, lambda where: noise_on_scenes(where, **notes))
+        print(f"{name}: in {out}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ to the folder that ``OUT`` names; the book's own measurements are replaced by ``
 
 What is needed is asked for before anything is measured. An interrupted run goes on where it was: a recording that is
 there, made from the same inputs, is not made again. ``helpers.recorded`` reads recordings.
+
+``torchrun --nproc-per-node 2 -m helpers.recording.record …`` lets several processes share the batches of each recording
+(``measures.distributed``); the first of them writes.
 """
 
 import argparse
@@ -17,9 +20,11 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import torch
@@ -28,6 +33,7 @@ from torch import Tensor, nn
 from helpers import results
 from helpers.files import ROOT
 from helpers.images.sources import ImageSet, folder_images, match_classes
+from helpers.measures.distributed import LostProcess, alone, gathered, joined
 from helpers.networks import local_weights, zoo
 from helpers.networks.inputs import normalise
 from helpers.recording import attention as record_attention
@@ -160,32 +166,49 @@ def main() -> None:
     given = _arguments()
     out = given.out.expanduser().resolve()
     only = given.only or [name for name in RECORDINGS if name != "probes" or given.train_images]
+    measuring = False
     try:
-        images, probed = _images(given, only)
-        _refuse(
-            _complaint("these cannot be made:", [*_too_few(only, images, probed), *_shared(probed)], OTHERS),
-            _complaint("nothing can be written:", _unwritable(out), "Make room there, or name another folder in --out"),
-        )
-        networks = {
-            untrained: {model: _load(model, not untrained, given.weights) for model in given.models}
-            for untrained in sorted({RECORDINGS[name].untrained for name in only})
-        }
-        few = torch.stack([images[i % len(images)][0] for i in range(FEW)])
-        for network in next(iter(networks.values())).values():
-            normalise(network, few)
+        with joined() as (rank, _), TemporaryDirectory() as aside, redirect_stdout(None if rank else sys.stdout):
+            images, probed, networks, notes = _prepare(given, only, out)
+            out, measuring = Path(aside) if rank else out, True  # what others than the first write goes away
+            with recording.alone(out):
+                recording.resume(out)
+                for name in only:
+                    shown = probed if name == "probes" else {"images": images}
+                    _record(name, networks[RECORDINGS[name].untrained], shown, out, notes)
+    except (ValueError, OSError, LostProcess) as error:
+        stays = "; what was measured before stays, and the same command goes on from there"
+        _stop(f"{error}{stays if measuring else ''}")
+
+
+def _prepare(
+    given: argparse.Namespace, only: list[str], out: Path
+) -> tuple[ImageSet, dict[str, ImageSet], dict[bool, dict[str, nn.Module]], dict[str, Any]]:
+    """What is asked for before anything is measured.
+
+    Returns:
+        the images, those for probes, the networks (untrained or not → name → network), notes for the sidecars.
+
+    Raises:
+        ValueError, OSError: the inputs do not do.
+    """
+    images, probed = _images(given, only)
+    _refuse(
+        _complaint("these cannot be made:", [*_too_few(only, images, probed), *_shared(probed)], OTHERS),
+        _complaint("nothing can be written:", _unwritable(out), "Make room there, or name another folder in --out"),
+    )
+    networks = {
+        untrained: {model: _load(model, not untrained, given.weights) for model in given.models}
+        for untrained in sorted({RECORDINGS[name].untrained for name in only})
+    }
+    few = torch.stack([images[i % len(images)][0] for i in range(FEW)])
+    for network in next(iter(networks.values())).values():
+        normalise(network, few)
+    with alone():  # what is refused is refused before processes wait for each other
         _refuse(_complaint("these make no sense for these networks:", _attempts(only, networks, few), OTHERS))
-        cards = {name: local_weights.local_notes(name, given.weights) for name in given.models}
-    except (ValueError, OSError) as error:
-        _stop(str(error))
+    cards = {name: local_weights.local_notes(name, given.weights) for name in given.models}
     notes = {"models": cards, "recorded": date.today().isoformat(), "code": results.code_version()}
-    try:
-        with recording.alone(out):
-            recording.resume(out)
-            for name in only:
-                shown = probed if name == "probes" else {"images": images}
-                _record(name, networks[RECORDINGS[name].untrained], shown, out, notes)
-    except (ValueError, OSError) as error:
-        _stop(f"{error}; what was measured before stays, and the same command goes on from there")
+    return images, probed, networks, notes
 
 
 def _record(
@@ -209,7 +232,7 @@ def _record(
     """
     pinned = {what: data.describe() for what, data in shown.items()}
     key = recording.inputs(name, networks, cards=notes["models"], **pinned)
-    if recording.is_done(name, key, out):
+    if gathered(recording.is_done(name, key, out))[0]:  # as the first process finds, for it alone writes
         print(f"{name}: there already, made from the same inputs")
         return
 

@@ -16,6 +16,7 @@ from helpers import files, results
 from helpers.images.sources import ImageSet, batches
 from helpers.measures.cka import LEAST, MinibatchCKA, gram_row, row_of_gram
 from helpers.measures.cka_result import SUMMED
+from helpers.measures.distributed import Share, meet
 from helpers.measures.heatmap import CKAResult, cka_heatmap
 from helpers.measures.massive_tokens import VIEWS, statistics, views
 from helpers.networks.inputs import normalise
@@ -68,7 +69,8 @@ def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **note
     size = batch_size(len(images), BATCH)
     (vit_name, vit), (resnet_name, resnet) = list(networks.items())[:2]
     taps, blocks = taps_for(vit, STREAM), taps_for(resnet, STREAM)
-    prefix, sizes = prefix_tokens(vit), []
+    prefix, share = prefix_tokens(vit), Share()
+    sizes: dict[int, list[dict[str, Any]]] = {}  # by number of the batch
     seen = [view for view in VIEWS if prefix or view != "CLS token"]
     metric = MinibatchCKA(len(seen) * len(taps) + len(blocks))
 
@@ -76,21 +78,22 @@ def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **note
         return torch.stack([gram_row(part) for part in views(x, prefix).values()]), statistics(x, prefix)
 
     with torch.inference_mode(), capture(vit, taps, parts) as vit_out, capture(resnet, blocks, gram_row) as resnet_out:
-        for batch, _ in tqdm(batches(images, size), desc="tokens", unit="batch"):
+        for number, (batch, _) in share.dealt(tqdm(batches(images, size), desc="tokens", unit="batch"), stand_in=False):
             if len(batch) < LEAST:
                 continue
             vit(normalise(vit, batch))
             resnet(normalise(resnet, batch))
             rows = torch.stack([row for row, _ in vit_out.values()], dim=1)  # (views, taps, n²)
-            metric.update(torch.cat([rows.flatten(0, 1), torch.stack(list(resnet_out.values()))]))
-            sizes += [{"tap": tap.name, **vit_out[tap.name][1]} for tap in taps]
+            metric.update(torch.cat([rows.flatten(0, 1), torch.stack(list(resnet_out.values()))]), batch_index=number)
+            sizes[number] = [{"tap": tap.name, **vit_out[tap.name][1]} for tap in taps]
+    of_batches = share.in_order(sizes)
     places = [
         (f"{vit_name}, {view}", tap.name, tap.kind, i / (len(taps) - 1)) for view in seen for i, tap in enumerate(taps)
     ]
     places += [(resnet_name, tap.name, tap.kind, i / (len(blocks) - 1)) for i, tap in enumerate(blocks)]
     result = _result(metric, places, size, len(images))
     _write("token_similarity", result, f"CKA of parts of the tokens of {vit_name}", images, where, **notes)
-    table = pd.DataFrame(sizes)
+    table = pd.DataFrame(of_batches)
     over_batches = dict.fromkeys(table.columns.drop("tap"), "mean") | {"largest_norm": "max", "top_channel": "median"}
     table = table.groupby("tap").agg(over_batches).loc[[tap.name for tap in taps]].reset_index()
     table["top_channel"] = table["top_channel"].astype(int)
@@ -113,12 +116,14 @@ def batch_sizes(networks: dict[str, nn.Module], images: ImageSet, where: Path, *
         (name, tap.name, tap.kind, i / (len(taps[name]) - 1)) for name in taps for i, tap in enumerate(taps[name])
     ]
     sums = {large: MinibatchCKA(len(places)), small: MinibatchCKA(len(places))}
-    for batch, _ in tqdm(batches(images, large), desc="batch sizes", unit="batch"):
+    bar = tqdm(batches(images, large), desc="batch sizes", unit="batch")
+    for number, (batch, _) in Share().dealt(bar, stand_in=False):
         grams = torch.stack([gram for name in networks for gram in _large_grams(networks[name], taps[name], batch)])
         for size, metric in sums.items():
             for start in range(0, len(batch), size):
-                block = slice(start, start + size)
-                metric.update(torch.stack([row_of_gram(gram[block, block]) for gram in grams]))
+                block, at = slice(start, start + size), (number * large + start) // size
+                metric.update(torch.stack([row_of_gram(gram[block, block]) for gram in grams]), batch_index=at)
+    meet()
     for size, metric in sums.items():
         result = _result(metric, places, size, len(images))
         what = f"CKA between all layers of {' and '.join(networks)}, in batches of {size}"
