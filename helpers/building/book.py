@@ -161,9 +161,7 @@ def stage(root: Path) -> str:
     missing = [name for name in pages if not any((source / f"{name}{end}").exists() for end in (".md", ".ipynb"))]
     if missing:
         raise BookError(f"book/_toc.yml lists pages that do not exist: {', '.join(missing)}")
-    maker = digest(
-        ROOT, [*map(Path, (__file__, launch.__file__, site.__file__, head.__file__)), ROOT / "constraints.txt"]
-    )
+    maker = digest(ROOT, [*Path(__file__).parent.glob("*.py"), ROOT / "constraints.txt"])
     return maker + digest(source, files_below(source))
 
 
@@ -188,7 +186,7 @@ def build(root: Path) -> Path:
         said = said or log.splitlines()[-30:]
         raise BookError("Jupyter Book did not build the site:\n\n" + "\n".join(said))
     config = yaml.safe_load((source / "_config.yml").read_text(encoding="utf-8"))
-    head.complete(output / "html", config["title"], documents(root)[0])
+    head.complete(output / "html", config["title"], documents(root)[0], config["repository"]["url"])
     launch.offer(root, output / "html", config)
     return output / "html"
 

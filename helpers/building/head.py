@@ -1,4 +1,7 @@
-"""What a page says of itself to browsers and search engines: a description, one viewport, the first page's title."""
+"""The heads of a built site's pages: what a page says of itself, and no script that it does not need.
+
+A page describes itself to browsers, search engines and whoever shows a preview of a link to it.
+"""
 
 import html
 import re
@@ -6,6 +9,14 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup
 
+from helpers.building import access, icons, pictures
+
+TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)  # as HTML
+FORMULA = re.compile(r'class="(?:[^"]*\s)?math(?:\s[^"]*)?"')
+MATHJAX = re.compile(
+    r'\s*<script[^>]*\bsrc="[^"]*/mathjax/[^"]*"[^>]*></script>|\s*<script>\s*window\.MathJax\s*=.*?</script>',
+    re.DOTALL,
+)
 VIEWPORT = re.compile(r'\s*<meta name="viewport"[^>]*>')
 LENGTH = 160  # characters of a description, about what search engines show
 
@@ -22,15 +33,34 @@ def description(page: str) -> str:
     return words[: LENGTH - 1].rsplit(" ", 1)[0].rstrip(",;:–") + "…"
 
 
-def with_head(page: str) -> str:
-    """The HTML of a page with the first of its viewports alone, and with a description."""
+def with_head(page: str, picture: str = "") -> str:
+    """The HTML of a page with the first of its viewports alone, a description, and what a preview of it shows.
+
+    ``picture``: the address of the preview's picture, if there is one.
+    """
     tags = VIEWPORT.findall(page)
     if not tags:
         return page
-    said = description(page)
-    meta = f'\n    <meta name="description" content="{html.escape(said)}">' if said else ""
+    said, title = html.escape(description(page)), TITLE.search(page)
+    meta = f'\n    <meta name="description" content="{said}">' if said else ""
+    shown = {"og:type": "article", "og:title": title[1].strip() if title else "", "og:description": said}
+    if picture:
+        shown |= {"og:image": html.escape(picture), "og:image:alt": pictures.ALT, "twitter:card": "summary_large_image"}
+        meta += "".join(f'\n    <meta property="{name}" content="{text}">' for name, text in shown.items() if text)
     start, *rest = VIEWPORT.split(page)
     return start + tags[0] + meta + "".join(rest)
+
+
+def without_idle_scripts(page: str) -> str:
+    """The HTML of a page without the script of icons, and without MathJax where there is no formula."""
+    page = icons.without_script(page)
+    return page if FORMULA.search(page) else MATHJAX.sub("", page)
+
+
+def pages_address(repository: str | None) -> str:
+    """Where GitHub serves the site of a repository whose address is known; nothing where it is not."""
+    found = re.fullmatch(r"https://github\.com/([^/]+)/([^/]+)", repository or "")
+    return f"https://{found[1].lower()}.github.io/{found[2]}/" if found else ""
 
 
 def forwarding(title: str, address: str) -> str:
@@ -43,9 +73,23 @@ def forwarding(title: str, address: str) -> str:
     )
 
 
-def complete(site: Path, title: str, first: str) -> None:
-    """Complete the heads of all pages of a built site, and make its ``index.html`` lead to the page ``first``."""
+def complete(site: Path, title: str, first: str, repository: str | None = None) -> None:
+    """Complete a built site: the heads of its pages, its icons and pictures, and an ``index.html`` that leads on.
+
+    Args:
+        site: the folder with the site's HTML.
+        title: the book's title.
+        first: the page to which ``index.html`` leads, without suffix.
+        repository: the address of the book's repository, where it is known: a preview's picture needs a whole address.
+    """
+    pictures.lighten(site)
+    preview, public = pictures.preview(site, title), pages_address(repository)
     for page in site.rglob("*.html"):
-        if "_static" not in page.relative_to(site).parts:
-            page.write_text(with_head(page.read_text(encoding="utf-8")), encoding="utf-8")
+        path = page.relative_to(site)
+        if "_static" not in path.parts:
+            start = public or "../" * (len(path.parts) - 1)
+            picture = start + pictures.PREVIEW.as_posix() if preview else ""
+            text = access.mended(without_idle_scripts(page.read_text(encoding="utf-8")))
+            page.write_text(with_head(text, picture), encoding="utf-8")
+    icons.cut(site)
     (site / "index.html").write_text(forwarding(title, f"{first}.html"), encoding="utf-8")

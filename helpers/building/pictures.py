@@ -1,0 +1,58 @@
+"""The pictures of a built site: in fewer bytes, and one that stands for the book where a link to it is shared."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SEEN = 2.0  # of 255: as root mean square, what a picture may change by, and nobody sees it
+FIGURE = Path("_static", "within.png")  # the figure of the book that its preview shows
+PREVIEW = Path("_static", "preview.png")
+SIZE = 1200, 630  # px: what services that show previews ask for
+ALT = "Two heat-maps of CKA between all layers of a network, on the left of a ViT, on the right of a ResNet."
+GROUND, INK = "#fcfcfa", "#222222"
+
+
+def lighter(png: bytes) -> bytes:
+    """A picture in as many colours as it needs, at most 256, if nobody sees the difference; otherwise as it is.
+
+    Figures have a ground, lines and a scale of colours, so that few bytes hold them at twice the pixels.
+    """
+    with Image.open(io.BytesIO(png)) as opened:
+        if opened.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+            return png
+        drawn = opened.convert("RGB")
+        resolution = {"dpi": opened.info["dpi"]} if "dpi" in opened.info else {}
+    few = drawn.quantize(256, dither=Image.Dither.NONE)
+    apart = np.asarray(few.convert("RGB"), np.float32) - np.asarray(drawn, np.float32)
+    written = io.BytesIO()
+    few.save(written, format="png", optimize=True, **resolution)
+    same = float(np.sqrt((apart**2).mean())) <= SEEN
+    return written.getvalue() if same and len(written.getvalue()) < len(png) else png
+
+
+def lighten(site: Path) -> None:
+    """Write the figures of a built site in fewer bytes."""
+    for path in (site / "_images").glob("*.png"):
+        path.write_bytes(lighter(path.read_bytes()))
+
+
+def preview(site: Path, title: str) -> bool:
+    """Draw ``_static/preview.png``: the book's title over a figure of its own. Whether the site has that figure."""
+    if not (site / FIGURE).is_file():
+        return False
+    sheet = Image.new("RGB", SIZE, GROUND)
+    with Image.open(site / FIGURE) as figure:
+        width = SIZE[0] - 120
+        shown = figure.convert("RGB").resize((width, width * figure.height // figure.width), Image.Resampling.LANCZOS)
+    sheet.paste(shown, (60, SIZE[1] - shown.height - 20))
+    ImageDraw.Draw(sheet).text((SIZE[0] / 2, 62), title, fill=INK, font=ImageFont.load_default(62), anchor="mm")
+    (site / PREVIEW).write_bytes(_as_png(sheet))
+    return True
+
+
+def _as_png(picture: Image.Image) -> bytes:
+    written = io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(written, format="png", optimize=True)
+    return written.getvalue()

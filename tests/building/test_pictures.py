@@ -1,0 +1,54 @@
+"""Pictures of the site: fewer bytes where nobody sees it, and a preview."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from helpers.building import pictures
+
+
+def png(array, **info):
+    written = io.BytesIO()
+    Image.fromarray(array).save(written, format="png", **info)
+    return written.getvalue()
+
+
+def figure():
+    """Lines of two colours with soft edges, and a scale of colours."""
+    drawn = Image.new("RGB", (800, 600), "#fcfcfa")
+    pen = ImageDraw.Draw(drawn)
+    for i in range(10):
+        pen.line((20, 580 - 9 * i, 680, 30 + 50 * i), fill=("#0173b2", "#de8f05")[i % 2], width=5)
+    for i in range(560):
+        pen.line((720, 20 + i, 780, 20 + i), fill=(i * 255 // 560, 80, 200 - i * 150 // 560))
+    return np.asarray(drawn.resize((400, 300), Image.Resampling.LANCZOS))
+
+
+def test_a_figure_weighs_less_and_looks_the_same():
+    before = png(figure(), dpi=(240, 240))
+    after = pictures.lighter(before)
+    assert len(after) < 0.7 * len(before)
+    with Image.open(io.BytesIO(after)) as image:
+        assert image.mode == "P" and image.info["dpi"] == pytest.approx((240, 240), abs=0.1)
+        apart = np.asarray(image.convert("RGB"), float) - figure()
+    assert np.sqrt((apart**2).mean()) <= pictures.SEEN
+
+
+def test_a_photograph_and_what_can_be_seen_through_stay_as_they_are():
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 4), dtype=np.uint8)
+    for before in (png(noise[..., :3].copy()), png(np.where(noise > 127, 255, 0).astype(np.uint8))):
+        assert pictures.lighter(before) == before
+
+
+def test_a_preview_shows_a_figure_of_the_book(tmp_path):
+    assert not pictures.preview(tmp_path, "A book")
+    (tmp_path / "_static").mkdir()
+    (tmp_path / pictures.FIGURE).write_bytes(png(figure()))
+    assert pictures.preview(tmp_path, "A book")
+    with Image.open(tmp_path / pictures.PREVIEW) as image:
+        assert image.size == pictures.SIZE
+        shown = np.asarray(image.convert("RGB"), int)
+    assert (shown[:110].min(axis=(0, 1)) < 90).all()  # the title's ink
+    assert len(np.unique(shown[150:].reshape(-1, 3), axis=0)) > 50  # the figure
