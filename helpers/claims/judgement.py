@@ -48,8 +48,7 @@ class Measured:
 
     def __str__(self) -> str:
         unit = f" {self.part.unit}" if self.part.unit else ""
-        ends = interval_text(self.low, self.high)
-        return f"{value_text(self.value, self.low, self.high)} ({ends}){unit}"
+        return f"{value_text(self.value, self.low, self.high)} ({interval_text(self.low, self.high)}){unit}"
 
 
 @dataclass(frozen=True)
@@ -200,13 +199,16 @@ def _decimals(low: float, high: float) -> int:
 
 
 def value_text(value: float, low: float, high: float) -> str:
-    """A value with as many decimals as its interval warrants."""
-    return number(value, _decimals(low, high))
+    """A value with as many decimals as its interval warrants; a whole number that no image changes has none."""
+    return number(value, 0 if low == high == round(value) else _decimals(low, high))
 
 
 def interval_text(low: float, high: float) -> str:
-    """The interval, "0.29 to 0.33"."""
-    return f"{number(low, _decimals(low, high))} to {number(high, _decimals(low, high))}"
+    """The interval, "0.29 to 0.33"; in words where it has no width, or none that the printed digits show."""
+    if low == high:
+        return "the same on whatever images are drawn"
+    first, last = (number(end, _decimals(low, high)) for end in (low, high))
+    return f"{first} to {last}" if first != last else "the same in all digits on whatever images are drawn"
 
 
 def label(part: Part) -> str:

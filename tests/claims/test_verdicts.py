@@ -57,6 +57,20 @@ def test_the_interval_over_trainings_stands_beside_that_over_images(record):
     assert equal.over == (None,) and "the same in each over 2 trainings" in equal.numbers()
 
 
+@pytest.mark.parametrize(
+    "value, interval, said",
+    [
+        (3.0, (3.0, 3.0), "3 (the same on whatever images are drawn)"),
+        (0.99999, (0.999985, 0.999995), "1.0000 (the same in all digits on whatever images are drawn)"),
+        (3.0, (2.0, 4.0), "3.0 (2.0 to 4.0)"),
+        (0.99999, (0.9999, 1.0), "1.0000 (0.9999 to 1.0000)"),
+    ],
+)
+def test_no_interval_is_printed_without_width(record, value, interval, said):
+    verdict = record("R2", value=value, stderr=None, interval=interval)
+    assert verdict.numbers().startswith(f"{said}, asked for")
+
+
 def test_of_several_parts_every_training_has_to_meet_all_and_a_single_one_is_missed_by_all(record):
     """R1 asks for mean > 0 and spread < 0."""
 
@@ -224,7 +238,7 @@ def test_a_record_that_lacks_something_is_named(folder, record, entry):
 def test_numbers_are_shown_as_far_as_they_are_known(record):
     assert str(record("R2", value=0.31234, stderr=0.01).parts[0]) == "0.312 (0.291 to 0.334)"
     assert str(record("R2", value=-0.31234, stderr=0.1).parts[0]) == "−0.31 (−0.53 to −0.10)"
-    assert str(record("R2", value=0.75, stderr=0.0).parts[0]) == "0.750 (0.750 to 0.750)"
+    assert str(record("R2", value=0.75, stderr=0.0).parts[0]) == "0.750 (the same on whatever images are drawn)"
     assert registry.number(-0.04, 1) == "0.0" and registry.number(1024) == "1024"
     assert str(record("R6", value=-0.3, stderr=0.01)).startswith(
         "R6 on scenes: holds for these networks. −0.300 (−0.321 to −0.279), asked for <\N{NO-BREAK SPACE}0"
