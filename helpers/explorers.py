@@ -112,6 +112,36 @@ def token_maps(
     return Explorer("token-maps", label, data)
 
 
+def field_maps(
+    label: str, maps: Mapping[str, np.ndarray], places: Mapping[str, pd.DataFrame], colours: str = "viridis"
+) -> Explorer:
+    """Maps over pixels, one for each place of a network: choose a network, and move through its depth.
+
+    Colours are those of the square root of a value over the map's largest, so that what is faint is still seen.
+
+    Args:
+        label: what the maps show, such as "receptive field".
+        maps: name of a network → its maps (places, H, W), not negative.
+        places: name of a network → a row for each of its maps: ``name``, ``depth``, the centre's ``row`` and
+            ``column``, and the ``radius`` of the disc around it that holds half of the mass, px.
+        colours: a colour map of matplotlib.
+
+    Raises:
+        ValueError: another number of places than of maps; a map that is negative, or nowhere positive.
+    """
+    views = []
+    for name, fields in maps.items():
+        table, most = places[name], np.asarray(fields, float).max(axis=(1, 2), keepdims=True)
+        if len(table) != len(fields):
+            raise ValueError(f"{name}: {len(fields)} maps and {len(table)} places")
+        if np.min(fields) < 0 or not (most > 0).all():
+            raise ValueError(f"{name}: a map is negative somewhere, or positive nowhere")
+        view = {"heading": name, "size": list(np.shape(fields)[1:]), "values": packed(fields / most)}
+        view |= {column: table[column].round(3).tolist() for column in ("depth", "row", "column", "radius")}
+        views.append(view | {"places": table["name"].tolist()})
+    return Explorer("field-maps", label, {"steps": STEPS, "colours": _scale(colours), "label": label, "views": views})
+
+
 def _as_address(picture: np.ndarray) -> str:
     """An image (H, W, 3), of [0, 1] or uint8, as the address of a PNG that holds it."""
     stream = io.BytesIO()

@@ -139,3 +139,52 @@ def test_a_browser_says_of_a_patch_where_it_looks_and_how_far(browser, tmp_path)
     assert "from the patch in row 1, column 1" in words.inner_text() and "To row" not in words.inner_text()
     page.get_by_role("slider", name="Picture").press("ArrowRight")
     assert f"most, {maps[1, 1, 4].max():.3f}," in words.inner_text()
+
+
+def fields():
+    """Maps (3 places, 6, 4) of one network and (2, 6, 4) of another, with their tables."""
+    made = np.random.default_rng(2).uniform(0, 3, (3, 6, 4))
+    places = pd.DataFrame({"name": ["in", "middle", "out"], "depth": [0, 0.5, 1.0], "row": 3.0, "column": 2.0})
+    places["radius"] = [0.51, 1.26, 2.04]
+    return {"ViT": made, "ResNet": made[:2] / 7}, {"ViT": places, "ResNet": places[:2]}
+
+
+def test_fields_without_their_places_are_refused():
+    maps, places = fields()
+    with pytest.raises(ValueError, match="ViT: 3 maps and 2 places"):
+        explorers.field_maps("Field", maps, {**places, "ViT": places["ResNet"]})
+    for wrong in (maps["ViT"] - 3, maps["ViT"] * np.array([1, 0, 1])[:, None, None]):
+        with pytest.raises(ValueError, match="ViT: a map is negative somewhere, or positive nowhere"):
+            explorers.field_maps("Field", {"ViT": wrong}, places)
+
+
+@pytest.mark.browser
+def test_a_browser_says_of_a_place_how_far_it_sees(browser, tmp_path):
+    """By slider, by pointer and by keyboard."""
+    script = (files.ROOT / "book" / "_static" / "explorers.js").read_text(encoding="utf-8")
+    maps, places = fields()
+    text = explorers.field_maps("Field", maps, places)._repr_html_()
+    page_file = tmp_path / "page.html"
+    page_file.write_text(f"<!doctype html><meta charset=utf-8>{text}<script>{script}</script>")
+    page = browser.new_page(viewport={"width": 390, "height": 1000})
+    page.goto(page_file.as_uri())
+    words, canvas, place = page.locator(".explorer-words"), page.locator("canvas"), page.get_by_role("slider")
+    assert words.inner_text().startswith("Field of ViT, in (depth 0.00): half of its mass lies within 0.5 px")
+    place.press("ArrowRight")
+    assert "ViT, middle (depth 0.50): half of its mass lies within 1.3 px" in words.inner_text()
+    assert place.get_attribute("aria-valuetext") == "middle, depth 0.50"
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 3.5 / 4, box["y"] + box["height"] * 1.5 / 6)
+    value = maps["ViT"][1, 1, 3] / maps["ViT"][1].max()
+    assert words.inner_text().endswith(f"In row 1, column 3: {value:.3f} of the largest value.")
+    page.get_by_role("button", name="ResNet").click()
+    assert words.inner_text().startswith("Field of ResNet, in") and "In row" not in words.inner_text()
+    place.press("End")
+    assert "ResNet, middle" in words.inner_text()
+    canvas.focus()
+    for key in ("ArrowUp", "ArrowUp", "ArrowRight"):  # the first reads the centre
+        page.keyboard.press(key)
+    value = maps["ViT"][1, 2, 3] / maps["ViT"][1].max()
+    assert words.inner_text().endswith(f"In row 2, column 3: {value:.3f} of the largest value.")
+    drawn = "c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return new Set(d).size; }"
+    assert canvas.evaluate(drawn) > 10

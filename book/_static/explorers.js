@@ -240,7 +240,86 @@
     new ResizeObserver(draw).observe(canvas);
   };
 
-  const kinds = { "heat-maps": heatMaps, "token-maps": tokenMaps };
+  // Maps over pixels: buttons choose a network, a slider one of its places; a pointer or the arrow keys read a pixel.
+  const fieldMaps = (root, data) => {
+    const views = data.views.map((view) => ({ ...view, values: unpack(view.values, data.steps) }));
+    const canvas = element("canvas", { tabindex: "0", role: "img", width: "10", height: "10" });
+    const words = element("p", { class: "explorer-words", "aria-live": "polite" });
+    const slider = element("input", { type: "range", min: "0", value: "0" });
+    const said = element("output", {});
+    let view = views[0], place = 0, pixel = null; // pixel: [row, column]
+
+    const at = (i, j) => view.values[(place * view.size[0] + i) * view.size[1] + j];
+    const draw = () => {
+      const [rows, columns] = view.size, ratio = window.devicePixelRatio || 1;
+      const cell = (canvas.clientWidth || 320) / columns;
+      canvas.style.height = `${cell * rows}px`;
+      canvas.width = Math.round(cell * columns * ratio);
+      canvas.height = Math.round(cell * rows * ratio);
+      const pen = canvas.getContext("2d");
+      pen.scale(ratio, ratio);
+      for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) {
+        pen.fillStyle = data.colours[Math.round(Math.sqrt(at(i, j)) * (data.colours.length - 1))];
+        pen.fillRect(j * cell, i * cell, cell + 0.5, cell + 0.5);
+      }
+      for (const [width, ink] of [[4, "#000"], [2, "#fff"]]) {
+        pen.lineWidth = width;
+        pen.strokeStyle = ink;
+        pen.beginPath();
+        pen.arc(view.column[place] * cell, view.row[place] * cell, view.radius[place] * cell, 0, 2 * Math.PI);
+        pen.stroke();
+        if (pixel && ink === "#fff") pen.strokeStyle = "#ff9f40";
+        if (pixel) pen.strokeRect(pixel[1] * cell, pixel[0] * cell, cell, cell);
+      }
+    };
+    const show = () => {
+      const depth = `depth ${digits(view.depth[place], 2)}`;
+      said.textContent = depth;
+      slider.setAttribute("aria-valuetext", `${view.places[place]}, ${depth}`);
+      const read = pixel && ` In row ${pixel[0]}, column ${pixel[1]}: ${digits(at(...pixel), 3)} of the largest value.`;
+      words.textContent =
+        `${data.label} of ${view.heading}, ${view.places[place]} (${depth}): ` +
+        `half of its mass lies within ${digits(view.radius[place], 1)} px of its centre, the ring.${read || ""}`;
+      draw();
+    };
+    const read = (row, column) => {
+      const inside = (n, most) => Math.min(most - 1, Math.max(0, n));
+      pixel = [inside(row, view.size[0]), inside(column, view.size[1])];
+      show();
+    };
+    const point = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const across = (event.clientX - box.left) / box.width, down = (event.clientY - box.top) / box.height;
+      read(Math.floor(down * view.size[0]), Math.floor(across * view.size[1]));
+    };
+    canvas.addEventListener("pointermove", point);
+    canvas.addEventListener("pointerdown", point);
+    canvas.addEventListener("keydown", (event) => {
+      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const [row, column] = pixel || [Math.floor(view.row[place]) - step[0], Math.floor(view.column[place]) - step[1]];
+      read(row + step[0], column + step[1]);
+    });
+    slider.addEventListener("input", () => {
+      place = Number(slider.value);
+      show();
+    });
+    const choose = (i) => {
+      view = views[i];
+      [place, pixel] = [0, null];
+      slider.max = String(view.places.length - 1);
+      slider.value = "0";
+      canvas.setAttribute("aria-label", `${data.label} of ${view.heading}, in pixels of the image`);
+      show();
+    };
+    const depth = element("div", { class: "explorer-choice" }, element("label", {}, "Place ", slider, " ", said));
+    root.replaceChildren(choice("Which network", views.map((v) => v.heading), choose), depth, canvas, words);
+    choose(0);
+    new ResizeObserver(draw).observe(canvas);
+  };
+
+  const kinds = { "heat-maps": heatMaps, "token-maps": tokenMaps, "field-maps": fieldMaps };
   addEventListener("DOMContentLoaded", () => {
     for (const root of document.querySelectorAll(".explorer")) {
       root.setAttribute("role", "group");
