@@ -6,6 +6,7 @@ what it is. Every function draws on the axes it is given, or makes a figure, and
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -58,6 +59,19 @@ def use_style() -> None:
             "svg.hashsalt": "book",
         },
     )
+
+    _draw_with_twice_the_pixels()
+
+
+def _draw_with_twice_the_pixels() -> None:
+    """In a notebook, figures of twice the pixels in the same space, for screens that show them; elsewhere nothing."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None and hasattr(shell, "kernel"):
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+        from matplotlib_inline.config import InlineBackend
+
+        InlineBackend.instance(parent=shell).figure_formats = {"retina"}
+        set_matplotlib_formats("retina")
 
 
 def depth_ticks(places: Sequence[str], most: int = 7) -> tuple[list[float], list[str], list[int], str]:
