@@ -17,6 +17,7 @@ MATHJAX = re.compile(
     r'\s*<script[^>]*\bsrc="[^"]*/mathjax/[^"]*"[^>]*></script>|\s*<script>\s*window\.MathJax\s*=.*?</script>',
     re.DOTALL,
 )
+SEARCH = re.compile(r'\s*<script[^>]*\bsrc="[^"]*\b(?:searchtools|language_data|searchindex)\.js[^"]*"[^>]*></script>')
 VIEWPORT = re.compile(r'\s*<meta name="viewport"[^>]*>')
 LENGTH = 160  # characters of a description, about what search engines show
 
@@ -52,8 +53,12 @@ def with_head(page: str, picture: str = "") -> str:
 
 
 def without_idle_scripts(page: str) -> str:
-    """The HTML of a page without the script of icons, and without MathJax where there is no formula."""
+    """The HTML of a page without scripts that do nothing on it.
+
+    They are that of icons, the search's where nothing is searched, and MathJax where there is no formula.
+    """
     page = icons.without_script(page)
+    page = page if 'id="search-results"' in page else SEARCH.sub("", page)
     return page if FORMULA.search(page) else MATHJAX.sub("", page)
 
 

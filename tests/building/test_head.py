@@ -37,6 +37,14 @@ def test_a_page_asks_for_mathjax_where_it_has_a_formula_and_only_there():
         assert head.without_idle_scripts(bare + formula) == bare + formula
 
 
+def test_a_page_asks_for_the_words_of_all_pages_where_it_searches_and_only_there():
+    names = ("_static/searchtools.js", "_static/language_data.js?v=1", "searchindex.js")
+    search = "".join(f'<script src="../{name}"></script>' for name in names)
+    assert head.without_idle_scripts(f"<p>{search}</p>") == "<p></p>"
+    searching = f'{search}<div id="search-results"></div>'
+    assert head.without_idle_scripts(searching) == searching
+
+
 def test_a_preview_of_a_page_says_what_the_page_says():
     made = BeautifulSoup(head.with_head(PAGE, "../_static/preview.png"), "html.parser")
     said = {tag["property"]: tag["content"] for tag in made.find_all("meta", attrs={"property": True})}
