@@ -8,3 +8,13 @@ addEventListener("DOMContentLoaded", () => {
     for (const button of others) button.addEventListener("click", () => heard.click());
   }
 });
+
+// On paper nothing unfolds: what is folded is opened for the print, and folded again.
+let folded = [];
+addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("details:not([open])")];
+  for (const details of folded) details.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const details of folded) details.open = false;
+});

@@ -1,17 +1,20 @@
 """The site: that the check before publishing finds each kind of fault, and the built site itself, in a browser."""
 
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 from helpers.building import book
-from helpers.building.site import faults
+from helpers.building.site import attribute, faults, parse
 from helpers.claims import registry, scoreboard, verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "build" / "site"
 PAGES = book.documents(ROOT)
+DARK = [PAGES[0], "notebooks/01_similarity", "book/scoreboard", "book/api", "book/course/index"]
 PHONE = {"width": 360, "height": 740}
 DESKTOP = {"width": 1360, "height": 900}
 TIMEOUT = 120_000  # ms; a machine that is busy with something else is slow, not wrong
@@ -279,6 +282,74 @@ def test_the_scoreboard_is_filtered_by_verdict_track_and_chapter(visit):
     page.evaluate("location.hash = 'claim-r13'")  # a link to a claim that is hidden
     page.locator("#claim-r13").wait_for(state="visible")
     assert said.inner_text() == f"{len(claims)} of {len(claims)} claims"
+
+
+@pytest.mark.browser
+def test_the_scoreboard_is_sorted_and_put_back(visit):
+    page = visit("book/scoreboard")
+    claims, found = list(registry.load().values()), verdicts.verdicts()
+    shown, headings = page.locator(".claim:visible"), page.locator("article section section:visible")
+    ids, before = "cards => cards.map(c => c.id)", headings.count()
+    written = shown.evaluate_all(ids)
+    page.get_by_label("Order").select_option("verdict on ImageNet")
+    order = list(scoreboard.BADGES)
+    words = {f"claim-{c.id.lower()}": order.index(scoreboard.status(c, "imagenet", found)) for c in claims}
+    listed = [words[name] for name in shown.evaluate_all(ids)]
+    assert listed == sorted(words.values()) and headings.count() < before
+    page.get_by_label("Order").select_option("chapter")
+    chapters = {f"claim-{c.id.lower()}": c.chapter for c in claims}
+    assert [chapters[name] for name in shown.evaluate_all(ids)] == sorted(chapters.values())
+    page.get_by_label("Verdict").select_option("planned")
+    assert 0 < shown.count() < len(claims)
+    page.get_by_label("Verdict").select_option("any")
+    page.get_by_label("Order").select_option("the papers’")
+    assert shown.evaluate_all(ids) == written and headings.count() == before
+
+
+@pytest.mark.browser
+@each_page
+def test_axe_finds_nothing_critical_or_serious(visit, name):
+    assert_axe_is_content(visit(name))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", DARK)
+def test_axe_finds_nothing_critical_or_serious_on_a_phone_in_the_dark(visit, name):
+    assert_axe_is_content(visit(name, PHONE, "dark"))
+
+
+def assert_axe_is_content(page) -> None:
+    """With all rules of axe-core."""
+    found = Axe().run(page).response["violations"]
+    grave = [fault for fault in found if fault["impact"] in ("critical", "serious")]
+    assert not grave, "\n".join(
+        f"{fault['id']} ({fault['impact']}): {node['html'][:160]}" for fault in grave for node in fault["nodes"][:3]
+    )
+
+
+@pytest.mark.browser
+def test_a_page_asks_for_no_more_than_it_needs(visit, site):
+    """Without formulas no MathJax, and icons, which are still there, without a script of theirs."""
+    page = visit(PAGES[0])
+    loaded = page.evaluate("performance.getEntriesByType('resource').map(r => r.name)")
+    files = {unquote(urlsplit(address).path) for address in loaded if address.startswith("file:")}
+    assert not [name for name in files if "mathjax" in name or "fontawesome.js" in name]
+    assert sum(Path(name).stat().st_size for name in files) < 1_000_000
+    icons = page.evaluate(
+        "[...document.querySelectorAll('i[class*=fa-]')].map(i => getComputedStyle(i, '::before'))"
+        ".map(s => [s.content, s.fontFamily, s.fontWeight])"
+    )
+    assert icons and all(content.strip('"') and "Font Awesome" in family for content, family, _ in icons)
+    assert page.evaluate("[...document.fonts].some(f => f.family.includes('Awesome') && f.status === 'loaded')")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_weighs_more_than_two_megabytes(site, name):
+    """A page's own: its text and its pictures."""
+    page = site / f"{name}.html"
+    pictures = {attribute(image, "src") for image in parse(page).select("article img[src]")}
+    files = [page, *((page.parent / unquote(source)) for source in pictures if not source.startswith("data:"))]
+    assert sum(path.stat().st_size for path in files) < 2_000_000
 
 
 @pytest.mark.browser
