@@ -327,8 +327,11 @@ def test_source_links_only_where_the_repository_is_on_github(small, monkeypatch,
 def test_source_links_lead_to_files_of_the_repository(built):
     page = (built / "build" / "site" / "notebooks" / "01_line.html").read_text()
     for address in ("github.com/someone/book/edit/main/notebooks/01_line.ipynb",
-                    "colab.research.google.com/github/someone/book/blob/launch/01_line.ipynb"):  # fmt: skip
+                    "mybinder.org/v2/gh/someone/book/main?urlpath=lab/tree/notebooks/01_line.ipynb",
+                    "colab.research.google.com/github/someone/book/blob/launch/01_line.ipynb",
+                    "codespaces.new/someone/book"):  # fmt: skip
         assert address in page
+    assert (built / "build" / "site" / "launch" / "01_line.ipynb").is_file()
 
 
 def test_the_longest_chapter_is_executed_first(small, executed):
