@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,36 +34,43 @@ from helpers.measures import batch_sizes, data_scale, structure
 from helpers.measures.cka import Sums
 from helpers.measures.cka_result import CKAResult
 from helpers.measures.heatmap import cka_heatmap
+from helpers.measures.object_probes import ObjectProbes, probe_object
 from helpers.networks import zoo
+from helpers.networks.places import OUTPUTS
+from helpers.networks.taps import taps_for
 from helpers.recording import store
 
 VERSION = 1  # of the ways of measuring: to be raised where one changes, so that all is measured again
 NAME = "beforehand"
 KEEPING = "VIT_BOOK_KEEP"  # the folder to which what was not there is added; without it nothing is written
-CHAPTERS = ("02_representation", "06_data_scale")
+CHAPTERS = ("02_representation", "04_skip_connections", "05_spatial_information", "06_data_scale")
 COMMAND = "python -m helpers.recording.beforehand --out data/recorded"
 WHAT = "Measurements on networks of the zoo that chapters ask for: one row an array of a piece"
 Arrays = dict[str, np.ndarray]
+_TABLES = ("classes", "positions", "masks")
 _NAMES = ("about", *(field.name for field in fields(Sums)))
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the zoo, or its untrained twin drawn from ``seed``."""
+    """A network of the zoo, or its untrained twin drawn from ``seed``; or as it was after so many ``images``."""
 
     name: str
     pretrained: bool = True
     seed: int = 0
+    images: int | None = None
 
     def load(self) -> nn.Module:
-        """The network. Raises as ``zoo.load``."""
+        """The network. Raises as ``zoo.load`` and ``zoo.load_step``."""
+        if self.images is not None:
+            return zoo.load_step(self.name, self.images)
         return zoo.load(self.name, self.pretrained, seed=self.seed)
 
     def pinned(self) -> dict[str, Any]:
         """What tells it from other networks without loading it. Raises as ``zoo.card``."""
         card = zoo.card(self.name)
-        of_weights = {"sha256": card["sha256"]} if self.pretrained else {"seed": self.seed}
-        return {"architecture": card["architecture"], "trained": self.pretrained, **of_weights}
+        found = {name: card.get(name) for name in ("architecture", "sha256", "seed", "start", "steps")}
+        return found if self.pretrained else {"architecture": card["architecture"], "seed": self.seed}
 
 
 def probes(
@@ -94,7 +102,9 @@ def probes(
 
     asked = {"corpus": repr(corpus), "learn": learn, "scored": scored, **how}
     found = kept("probes", {"network": network}, asked, measure)
-    return {float(depth): torch.from_numpy(right) for depth, right in found.items()}
+    return {
+        float(depth): torch.from_numpy(right) for depth, right in sorted(found.items(), key=lambda one: float(one[0]))
+    }
 
 
 def heatmap(
@@ -144,6 +154,61 @@ def in_batches(
     found = kept("in batches", networks, {"images": images, "sizes": list(sizes), "kinds": list(kinds)}, measure)
     own = [{name: found[f"{size}/{name}"] for name in _NAMES if f"{size}/{name}" in found} for size in sizes]
     return [_to_result(arrays) for arrays in own]
+
+
+def object_probes(
+    network: Network,
+    learn: int,
+    scored: int,
+    depths: Sequence[float],
+    read_outs: Sequence[str],
+    grid: tuple[int, int],
+    patches: Tensor,
+    *,
+    shots: int,
+    draws: int,
+    seed: int = 0,
+) -> ObjectProbes:
+    """What ``probe_object`` gives of a network, with ``learn`` validation and ``scored`` test scenes.
+
+    Args:
+        network: which one.
+        learn: scenes that the probes learn from.
+        scored: scenes that they are scored on.
+        depths: of the blocks that are read, each the share of all blocks up to it.
+        read_outs: as for ``probe_object``, and so are the others.
+        grid: rows and columns of tokens.
+        patches: (H, W), the token to whose patch a pixel belongs.
+        shots: scenes of each class that few-shot probes learn from.
+        draws: of these scenes.
+        seed: of the first draw.
+
+    Returns:
+        The tables, and what each test scene contributed.
+
+    Raises:
+        ValueError: as ``probe_object`` does.
+    """
+    corpus, how = scenes.Corpus(), {"shots": shots, "draws": draws, "seed": seed}
+
+    def measure() -> Arrays:
+        model = network.load()
+        blocks = taps_for(model, OUTPUTS)
+        places = {depth: blocks[round(depth * len(blocks)) - 1] for depth in depths}
+        parts = _rendered(corpus, "validation", learn), _rendered(corpus, "test", scored)
+        found = probe_object(model, *parts, places, read_outs, grid, patches, shots=shots, draws=draws, seed=seed)
+        tables = {name: _text(getattr(found, name).to_csv(index=False)) for name in _TABLES}
+        right = {json.dumps(["right", *key]): value.numpy() for key, value in found.right.items()}
+        return tables | right | {json.dumps(["tiles", *key]): value.numpy() for key, value in found.tiles.items()}
+
+    pinned = hashlib.sha256(patches.numpy().tobytes()).hexdigest()
+    asked = {"learn": learn, "scored": scored, "depths": list(depths), "read_outs": list(read_outs)}
+    asked |= {"grid": list(grid), "patches": pinned, **how}
+    found = kept("object probes", {"network": network}, asked, measure)
+    tables = {name: pd.read_csv(BytesIO(found[name].tobytes())) for name in _TABLES}
+    named = {tuple(json.loads(name)): torch.from_numpy(found[name]) for name in found if name not in _TABLES}
+    right, tiles = ({key[1:]: value for key, value in named.items() if key[0] == kind} for kind in ("right", "tiles"))
+    return ObjectProbes(**tables, right=right, tiles=tiles)
 
 
 def kept(
@@ -206,10 +271,15 @@ def _rendered(corpus: scenes.Corpus, which: str, count: int) -> scenes.Scenes:
     return scenes.render(corpus, scenes.split(which, count))
 
 
+def _text(text: str) -> np.ndarray:
+    """A text as an array of the bytes of its UTF-8."""
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
 def _to_arrays(result: CKAResult) -> Arrays:
     """A CKA result as arrays, its taps and settings as the bytes of a JSON text."""
     about = json.dumps({"taps": result.taps.to_dict("list"), "info": result.info})
-    arrays = {**vars(result.sums), "about": np.frombuffer(about.encode(), dtype=np.uint8)}
+    arrays = {**vars(result.sums), "about": _text(about)}
     return arrays | (
         {} if result.control is None else {f"control.{k}": v for k, v in vars(result.control.sums).items()}
     )

@@ -1,16 +1,21 @@
 """What chapters ask for of the zoo: kept once, measured anew where anything differs, and recomputed in part."""
 
+from dataclasses import asdict
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from helpers import results
 from helpers.images import scenes
 from helpers.images.sources import batches, scene_images
-from helpers.measures import batch_sizes, data_scale
+from helpers.measures import batch_sizes, data_scale, object_probes
 from helpers.measures.heatmap import cka_heatmap
+from helpers.measures.token_patches import token_patches
 from helpers.networks import zoo
 from helpers.networks.places import OUTPUTS, STREAM
+from helpers.networks.taps import taps_for
 from helpers.recording import beforehand
 from helpers.recording.beforehand import Network
 
@@ -99,6 +104,32 @@ def test_sizes_of_batches_are_those_of_their_room(keeping):
             known = cka_heatmap({"ViT": SMALL.load()}, batches(scene_images(32), size), STREAM)
             np.testing.assert_allclose(result.matrix, known.matrix, atol=1e-5)
             assert result.groups == 2 and result.n_images == 32
+
+
+def test_probes_of_the_object_are_those_of_their_room(keeping):
+    model, size = SMALL.load(), (320, 32)
+    blocks = taps_for(model, OUTPUTS)
+    (last,) = token_patches(model, scene_images(8), blocks[-1:], batch=8).values()
+    read, test = (
+        scenes.render(scenes.Corpus(), scenes.split(*one)) for one in zip(("validation", "test"), size, strict=True)
+    )
+    asked = ["tokens", "cls"], last.grid, last.patches
+    how = {"shots": 2, "draws": 2, "seed": 1}
+    known = object_probes.probe_object(model, read, test, {0.5: blocks[1], 1.0: blocks[3]}, *asked, **how)
+    for _ in range(2):
+        found = beforehand.object_probes(SMALL, *size, [0.5, 1.0], *asked, **how)
+        for table in ("classes", "positions", "masks"):
+            pd.testing.assert_frame_equal(getattr(found, table), getattr(known, table))
+        for of, wanted in ((found.right, known.right), (found.tiles, known.tiles)):
+            assert set(of) == set(wanted) and all(torch.equal(of[key], wanted[key]) for key in wanted)
+
+
+def test_networks_on_their_way_are_told_apart():
+    step = Network("vit", images=int(next(iter(zoo.card("vit")["steps"]))))
+    keys = {beforehand.key_of({"networks": {"ViT": asdict(one)}}) for one in (step, Network("vit"))}
+    assert len(keys) == 2
+    first, last = step.load().state_dict(), Network("vit").load().state_dict()
+    assert any(not torch.equal(first[name], last[name]) for name in last)
 
 
 def test_chapters_that_ask_for_nothing_are_named(tmp_path, capsys):
