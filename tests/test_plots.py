@@ -1,14 +1,20 @@
 """The figures: opaque, on one scale, legible, and marked where a network's blocks and stages are."""
 
+import base64
+import io
+
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
+import nbclient  # noqa: E402
+import nbformat  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from helpers import plots  # noqa: E402
 
@@ -139,3 +145,13 @@ def test_images_in_a_grid():
         plots.scene_grid(images, ["a", "b"])
     with pytest.raises(ValueError, match="images are"):
         plots.scene_grid(np.zeros((8, 8, 3)))
+
+
+def test_a_notebook_draws_figures_with_twice_the_pixels_in_the_same_space(root):
+    source = "from helpers import plots\nplots.use_style()\nplots.plt.subplots(figsize=(3, 2)); plots.plt.show()"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": root}}).execute()
+    (output,) = (output for output in notebook.cells[0].outputs if "image/png" in output.get("data", {}))
+    with Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))) as image:
+        shown = output.metadata["image/png"]
+        assert [2 * shown["width"], 2 * shown["height"]] == pytest.approx(image.size, abs=2)
