@@ -33,7 +33,14 @@ SMALL = {
         "images": 64,
         "fewer": 32,
         "many": 96,
+        "seed": 1,
+    },
+    "03b_receptive_fields": {
+        "models": {"ViT": "vit-seed1", "ResNet": "resnet-seed1"},
+        "seeds": {"seed 1": {"ViT": "vit-short", "ResNet": "resnet"}},
         "receptive": {"images": 16, "channels": 1},
+        "images": 64,
+        "fewer": 32,
         "seed": 1,
     },
     "04_skip_connections": {
