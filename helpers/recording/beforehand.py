@@ -35,6 +35,7 @@ from helpers.measures.cka import Sums
 from helpers.measures.cka_result import CKAResult
 from helpers.measures.heatmap import cka_heatmap
 from helpers.measures.object_probes import ObjectProbes, probe_object
+from helpers.measures.skip_ratios import ORDINARY, skip_ratios
 from helpers.networks import zoo
 from helpers.networks.places import OUTPUTS
 from helpers.networks.taps import taps_for
@@ -47,6 +48,7 @@ CHAPTERS = ("02_representation", "04_skip_connections", "05_spatial_information"
 COMMAND = "python -m helpers.recording.beforehand --out data/recorded"
 WHAT = "Measurements on networks of the zoo that chapters ask for: one row an array of a piece"
 Arrays = dict[str, np.ndarray]
+RATIOS = ["sublayer", "block", "branch", "tokens", "left_out", "ratio"]
 _TABLES = ("classes", "positions", "masks")
 _NAMES = ("about", *(field.name for field in fields(Sums)))
 
@@ -109,22 +111,30 @@ def probes(
 
 def heatmap(
     networks: Mapping[str, Network],
-    corpus: scenes.Corpus,
     images: int,
     batch: int,
     kinds: Sequence[str],
+    *,
+    corpus: scenes.Corpus | None = None,
     shuffle: int | None = None,
 ) -> CKAResult:
-    """What ``cka_heatmap`` gives of networks on the first test scenes of a corpus. Raises as that does.
+    """What ``cka_heatmap`` gives of networks on the first test scenes of a corpus.
 
     Args:
         networks: label → which one.
-        corpus: of the scenes.
-        images: how many.
-        batch: images a batch.
+        images: how many scenes.
+        batch: scenes a batch.
         kinds: of taps, the same for all.
+        corpus: of the scenes; by default the one that the networks were trained on.
         shuffle: seed of the control; none without.
+
+    Returns:
+        The result, with a control if there is a seed.
+
+    Raises:
+        ValueError: as ``cka_heatmap`` does.
     """
+    corpus = corpus or scenes.Corpus()
 
     def measure() -> Arrays:
         models = {label: network.load() for label, network in networks.items()}
@@ -205,10 +215,24 @@ def object_probes(
     asked = {"learn": learn, "scored": scored, "depths": list(depths), "read_outs": list(read_outs)}
     asked |= {"grid": list(grid), "patches": pinned, **how}
     found = kept("object probes", {"network": network}, asked, measure)
-    tables = {name: pd.read_csv(BytesIO(found[name].tobytes())) for name in _TABLES}
+    tables = {name: _table(found[name]) for name in _TABLES}
     named = {tuple(json.loads(name)): torch.from_numpy(found[name]) for name in found if name not in _TABLES}
     right, tiles = ({key[1:]: value for key, value in named.items() if key[0] == kind} for kind in ("right", "tiles"))
     return ObjectProbes(**tables, right=right, tiles=tiles)
+
+
+def ratios(network: Network, images: int, batch: int) -> pd.DataFrame:
+    """Mean skip ratios of a network on the first test scenes: of ``SkipRatios.table`` the columns ``RATIOS``.
+
+    ``batch``: scenes a batch. Raises as ``skip_ratios`` does.
+    """
+
+    def measure() -> Arrays:
+        table = skip_ratios(network.load(), batches(scene_images(images), batch)).table()
+        return {"table": _text(table.loc[~table["tokens"].isin(ORDINARY.values()), RATIOS].to_csv(index=False))}
+
+    found = kept("skip ratios", {"network": network}, {"images": images, "batch": batch}, measure)
+    return _table(found["table"])
 
 
 def kept(
@@ -274,6 +298,11 @@ def _rendered(corpus: scenes.Corpus, which: str, count: int) -> scenes.Scenes:
 def _text(text: str) -> np.ndarray:
     """A text as an array of the bytes of its UTF-8."""
     return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def _table(text: np.ndarray) -> pd.DataFrame:
+    """The table that was kept as its CSV's ``_text``."""
+    return pd.read_csv(BytesIO(text.tobytes()))
 
 
 def _to_arrays(result: CKAResult) -> Arrays:

@@ -12,6 +12,7 @@ from helpers.images import scenes
 from helpers.images.sources import batches, scene_images
 from helpers.measures import batch_sizes, data_scale, object_probes
 from helpers.measures.heatmap import cka_heatmap
+from helpers.measures.skip_ratios import skip_ratios
 from helpers.measures.token_patches import token_patches
 from helpers.networks import zoo
 from helpers.networks.places import OUTPUTS, STREAM
@@ -88,7 +89,7 @@ def test_heat_maps_are_those_of_their_room(keeping):
     models = {label: network.load() for label, network in networks.items()}
     known = cka_heatmap(models, batches(scene_images(16), 8), OUTPUTS, shuffle=1)
     for shuffle in (1, 1, None):
-        found = beforehand.heatmap(networks, scenes.Corpus(), 16, 8, OUTPUTS, shuffle)
+        found = beforehand.heatmap(networks, 16, 8, OUTPUTS, shuffle=shuffle)
         np.testing.assert_array_equal(found.matrix, known.matrix)
         assert found.info == known.info | {"shuffle": shuffle} and found.labels == known.labels
         if shuffle:
@@ -122,6 +123,15 @@ def test_probes_of_the_object_are_those_of_their_room(keeping):
             pd.testing.assert_frame_equal(getattr(found, table), getattr(known, table))
         for of, wanted in ((found.right, known.right), (found.tiles, known.tiles)):
             assert set(of) == set(wanted) and all(torch.equal(of[key], wanted[key]) for key in wanted)
+
+
+def test_skip_ratios_are_those_of_their_room(keeping):
+    known = skip_ratios(SMALL.load(), batches(scene_images(8), 4)).table()
+    for _ in range(2):
+        found = beforehand.ratios(SMALL, 8, 4)
+        for kind in ("all", "CLS", "patches"):
+            wanted = known.loc[known["tokens"] == kind, beforehand.RATIOS].reset_index(drop=True)
+            pd.testing.assert_frame_equal(found[found["tokens"] == kind].reset_index(drop=True), wanted)
 
 
 def test_networks_on_their_way_are_told_apart():
@@ -181,7 +191,8 @@ def test_the_first_batch_of_a_heat_map_adds_what_it_did(monkeypatch):
     stream = batches(scene_images(about["batch"], corpus=corpus), about["batch"])
     again = cka_heatmap({label: one.load() for label, one in networks.items()}, stream, about["kinds"])
     monkeypatch.setattr(beforehand, "cka_heatmap", None)  # nothing is measured
-    recorded = beforehand.heatmap(networks, corpus, *(about[k] for k in ("images", "batch", "kinds", "shuffle")))
+    asked = (about[name] for name in ("images", "batch", "kinds"))
+    recorded = beforehand.heatmap(networks, *asked, corpus=corpus, shuffle=about["shuffle"])
     assert recorded.sums.batches[0] == 1
     np.testing.assert_allclose(again.sums.cross[0], recorded.sums.cross[0], rtol=1e-3)
 
