@@ -186,7 +186,7 @@ def _is_vit(report: Report, name: str) -> bool:
 
 
 def _has_stages(report: Report, name: str) -> bool:
-    if report.reason("similarity", name):
+    if report.reason("similarity", name) or "has no attention" not in report.reason("attention_distance", name):
         return False
     result = report.cka()
     if result is None or name not in result.models:

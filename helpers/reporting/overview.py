@@ -88,10 +88,11 @@ def verdicts(report: Report) -> None:
 def left_out(report: Report) -> None:
     """All that was not measured, and why."""
     rows = [
-        {"measure": one["title"], "network": ", ".join(one["networks"]), "why": one["reason"]}
+        {"measure": one["title"], "networks": "; ".join(one["networks"]), "why": one["reason"]}
         for one in report.plan["measures"]
         if one["reason"]
     ]
     if rows:
         prose("## What was left out, and why")
-        table(pd.DataFrame(rows), "Measures that were not made.")
+        together = pd.DataFrame(rows).groupby(["measure", "why"], sort=False)["networks"].agg("; ".join).reset_index()
+        table(together[["measure", "networks", "why"]], "Measures that were not made.")

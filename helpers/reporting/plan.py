@@ -25,6 +25,7 @@ from helpers.reporting.stored import TOGETHER
 from helpers.reporting.subjects import Subject, halves
 
 TIMED = 8  # images on which a forward pass is timed
+ALONE = "the model has none to stand beside it"
 MISFITS = (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError, IndexError, KeyError)
 
 
@@ -99,7 +100,15 @@ def _jobs(subjects: list[Subject]) -> list[Job]:
             raise ValueError(f"{subject.name} cannot be run on its images: {error}") from error
     found = [_similarity(subjects, costs)]
     for measure in MEASURES:
-        found += [_single(measure, one, costs[one.name]) for one in subjects if one.role in measure.roles]
+        own, *others = (one for one in subjects if one.role in measure.roles)  # the model is the first
+        first = _single(measure, own, costs[own.name])
+        found.append(first)
+        for one in others:
+            needless = first.reason and one.role == "reference"
+            if needless and measure.recording != "attention_distance":  # which tells ViTs from CNNs, for the claims
+                found.append(Job(measure, (one,), first.images, reason=ALONE))
+            else:
+                found.append(_single(measure, one, costs[one.name]))
     return found
 
 

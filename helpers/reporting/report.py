@@ -22,6 +22,7 @@ import time
 from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -78,7 +79,7 @@ def make(found: list[Subject], out: Path, about: dict[str, Any], ask: bool = Fal
         run instead, for the others wait for what this one should have summed.
     """
     rank, count = process()
-    print(f"trying each measure on a few images of {', '.join(subject.name for subject in found)}", flush=True)
+    print(f"trying each measure on a few images of {'; '.join(subject.name for subject in found)}", flush=True)
     asked = jobs(found)
     keys = [_key(job) for job in asked]
     done = [store.is_done(job.measure.recording, key, out / job.folder) for job, key in zip(asked, keys, strict=True)]
@@ -117,14 +118,18 @@ BAR = "{desc}: {percentage:3.0f} %|{bar}| about {remaining} left"
 
 def told(asked: list[Job], done: list[bool]) -> str:
     """What will be measured, what is there already, and what is not and why, in lines."""
-    lines, doing = [], [job for job, there in zip(asked, done, strict=True) if not job.reason and not there]
-    for job, there in zip(asked, done, strict=True):
-        state = f"about {clock(job.seconds)} on {job.images:,} images, {job.memory / 2**30:.1f} GiB"
-        if job.reason:
-            state = f"left out: {job.reason}"
-        elif there:
-            state = "there already"
-        lines.append(f"  {job.title}: {state}")
+    doing = [job for job, there in zip(asked, done, strict=True) if not job.reason and not there]
+    lines = []
+    for (measure, reason), group in groupby(
+        zip(asked, done, strict=True), lambda pair: (pair[0].measure, pair[0].reason)
+    ):
+        if reason:
+            names = "; ".join(one.name for job, _ in group for one in job.subjects)
+            lines.append(f"  {measure.title} of {names}: left out: {reason}")
+            continue
+        for job, there in group:
+            takes = f"about {clock(job.seconds)} on {job.images:,} images, {job.memory / 2**30:.1f} GiB"
+            lines.append(f"  {job.title}: {'there already' if there else takes}")
     most = max((job.memory for job in doing), default=0) / 2**30
     total = f"in all about {clock(sum(job.seconds for job in doing))}, and {most:.1f} GiB of memory at most"
     return "\n".join([*lines, total if doing else "everything is there already"])

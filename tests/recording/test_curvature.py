@@ -1,5 +1,6 @@
 """Recordings of the shape of the loss: made piece by piece, and the book's own computed again in part."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -74,6 +75,38 @@ def test_rays_and_planes_are_those_of_the_room(tmp_path, monkeypatch):
     assert len(rays) == 5 * 9 and (rays["per"] == "input").all()
     assert rays.loc[rays["radius"] == 0, "loss"].to_numpy() == pytest.approx(own, rel=1e-5)
     assert planes.set_index(["x", "y"])["loss"][0.0, 0.0] == pytest.approx(own, rel=1e-5) and len(planes) == 9
+
+
+def shared(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    curvature.main(["vit-small", "--out", str(folder / "two")])
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is patched here is patched in a forked process alone")
+def test_two_processes_record_what_one_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr(curvature, "LOOKED_AT", 8)
+    monkeypatch.setattr(curvature, "AXIS", (-0.5, 0.0, 0.5))
+    pieces = [
+        piece(batches=3, size=4, top=2),
+        *(piece(table=f"landscape_{of}", per="input") for of in ("rays", "planes")),
+    ]
+    monkeypatch.setattr(curvature, "PIECES", pieces)
+    monkeypatch.setattr(State, "load", lambda state: network())
+    curvature.main(["vit-small", "--out", str(tmp_path / "one")])
+    start = torch.multiprocessing.get_context("fork").Process
+    processes = [start(target=shared, args=(rank, tmp_path)) for rank in range(2)]
+    for one in processes:
+        one.start()
+    for one in processes:
+        one.join(120)
+    assert [one.exitcode for one in processes] == [0, 0]
+    assert results.names(tmp_path / "one") == results.names(tmp_path / "two") == sorted(curvature.TABLES)
+    for name in curvature.TABLES:
+        tables = (results.read(name, tmp_path / folder)[0] for folder in ("two", "one"))
+        pd.testing.assert_frame_equal(*tables, rtol=1e-6, atol=1e-6)
 
 
 def test_names_of_states():

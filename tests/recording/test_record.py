@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from samples import PHOTOGRAPHS, Killed, files
 
@@ -18,7 +21,7 @@ from helpers.networks import zoo
 from helpers.recorded import recorded_arrays, recorded_cka, recorded_fields
 from helpers.recording import frequency as record_frequency
 from helpers.recording import layers as record_layers
-from helpers.recording import record
+from helpers.recording import record, store
 from helpers.recording import spatial as record_spatial
 
 
@@ -223,6 +226,44 @@ def test_a_killed_run_loses_one_recording_and_goes_on(reader, tmp_path, monkeypa
     assert files(out)["rollout.csv"] == first["rollout.csv"] and "skip_tokens.csv" in files(out)
     run(monkeypatch, reader, *only, "--limit", 20, "--out", out)  # other images: all is measured again
     assert all(results.read(name, out)[1]["images"]["count"] == 20 for name in results.names(out))
+
+
+def shared(rank, store):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    record.main()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is patched here is patched in a forked process alone")
+def test_two_processes_make_the_recordings_of_one_and_go_on_together(reader, tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr(record_frequency, "NOISE_IMAGES", 4)
+    monkeypatch.setattr(store, "CODE", Path(__file__).parent)  # the same from run to run, whoever edits the library
+    only = ["--only", "tokens", "batch_sizes", "head_subsets", "attended", "patch_shuffle", "frequency_noise"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(monkeypatch, reader, *only, "--out", one)
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], str(two)])
+    start = torch.multiprocessing.get_context("fork").Process
+    made = []
+    for attempt in range(2):
+        processes = [start(target=shared, args=(rank, tmp_path / f"store {attempt}")) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(300)
+        assert [process.exitcode for process in processes] == [0, 0]
+        made.append({file.name: file.stat().st_mtime_ns for file in two.glob("*.csv")})
+    assert made[0] == made[1]  # all was there already
+    assert results.names(one) == results.names(two) and len(made[0]) == 8
+    for name in results.names(one):
+        tables = (results.read(name, folder)[0] for folder in (two, one))
+        pd.testing.assert_frame_equal(*tables, rtol=1e-6, atol=1e-6)
+    for name in ("token_similarity", "similarity_batch32", "similarity_batch4"):
+        ours, theirs = (recorded_cka(name, folder)[0] for folder in (two, one))
+        assert ours.info == theirs.info
+        np.testing.assert_allclose(ours.matrix, theirs.matrix, atol=1e-6)
+        np.testing.assert_allclose(ours.stderr, theirs.stderr, atol=1e-6)
 
 
 COLOURS = {"a": (200, 40, 40), "b": (40, 200, 40), "c": (40, 40, 200)}

@@ -4,6 +4,7 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -202,6 +203,33 @@ def test_a_network_of_maps_is_told_what_does_not_apply(photographs, tmp_path):
         "attention_distance", found.name
     )
     assert claims.verdicts(found)[0] == []
+
+
+def test_what_does_not_apply_to_the_model_is_not_measured_of_the_networks_beside_it(photographs):
+    given = subjects.subjects(f"{OWN}:maps", [f"{OWN}:tokens"], None, photographs, 32, None, torch.device("cpu"))
+    asked = plan.jobs(given)
+    other = "networks_of_ones_own tokens"
+    reasons = {job.measure.recording: job.reason for job in asked if job.subjects[0].name == other}
+    assert reasons["skip_ratios"] == plan.ALONE and not reasons["attention_distance"] and not reasons["token_patches"]
+    told = report.told(asked, [False] * len(asked))
+    line = next(line for line in told.splitlines() if "skip ratios of networks_of_ones_own maps" in line)
+    assert line.count("no residual branches") == 1 and "networks_of_ones_own maps, untrained" in line
+
+
+def test_a_network_whose_attention_cannot_be_read_is_not_taken_for_a_resnet():
+    class Staged:
+        def reason(self, recording, network):
+            return {"similarity": "", "attention_distance": self.why}[recording]
+
+        def cka(self):
+            taps = pd.DataFrame({"model": "net", "name": [f"stages.{i}.blocks.0" for i in range(2)], "kind": "block"})
+            return SimpleNamespace(models=["net"], taps=taps.assign(depth=[0.0, 1.0]), index=lambda *_: np.arange(2))
+
+    found = Staged()
+    found.why = "TinyVit: 10 of 10 attention modules have no attn_drop"
+    assert not claims._has_stages(found, "net")
+    found.why = "ResNetV2 has no attention: attention maps are those of transformers"
+    assert claims._has_stages(found, "net")
 
 
 def shared(rank, photographs, out, store):
