@@ -7,8 +7,10 @@ of the folder, ``helpers``. A wheel leaves out ``building``, which makes the boo
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 NAME = "how_vits_see"
@@ -31,4 +33,13 @@ class Renamed(build_py):
             file.write_text(MODULE.sub(NAME, file.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
 
 
-setup(cmdclass={"build_py": Renamed})
+class Named(bdist_wheel):
+    """The wheel's ``top_level.txt`` says what it holds, and not the name of the folder; an editable one's stays."""
+
+    def write_wheelfile(self, wheelfile_base: str, *args: Any, **options: Any) -> None:
+        super().write_wheelfile(wheelfile_base, *args, **options)
+        if Path(wheelfile_base).with_name(NAME).is_dir():
+            Path(wheelfile_base, "top_level.txt").write_text(f"{NAME}\n", encoding="utf-8", newline="\n")
+
+
+setup(cmdclass={"build_py": Renamed, "bdist_wheel": Named})

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from zipfile import ZipFile
 
 import pytest
 
@@ -40,6 +41,16 @@ def test_the_wheel_holds_one_package_whose_name_is_the_projects(root, installed)
     assert kept == {path for path in rooms if path.parts[0] != "building"}
     shipped = (installed / "how_vits_see" / "claims" / "claims.yml").read_bytes()
     assert shipped == (root / "book" / "claims.yml").read_bytes()
+
+
+def test_the_wheel_says_which_package_it_holds(installed, tmp_path):
+    built = installed.parent
+    subprocess.run([sys.executable, "setup.py", "-q", "bdist_wheel", "-d", str(tmp_path)], cwd=built, check=True)
+    (wheel,) = tmp_path.glob("how_vits_see-*.whl")
+    with ZipFile(wheel) as file:
+        (named,) = (name for name in file.namelist() if name.endswith(".dist-info/top_level.txt"))
+        assert file.read(named).split() == [b"how_vits_see"]
+        assert {name.partition("/")[0] for name in file.namelist()} == {"how_vits_see", named.partition("/")[0]}
 
 
 def test_no_module_of_the_wheel_imports_helpers(installed):
