@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from helpers import plots
 from helpers.measures.cka import Sums, bootstrap
 from helpers.networks.taps import nearest
 
@@ -125,6 +127,11 @@ class CKAResult:
         x, y = self.x.iloc[i].add_suffix("_x"), self.y.iloc[j].add_suffix("_y")
         table = pd.concat([x.reset_index(drop=True), y.reset_index(drop=True)], axis=1)
         return table.assign(cka=self.matrix.ravel(), stderr=self.stderr.ravel())
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The matrix as a map (``plots.draw_cka``), on ``ax`` or in a new figure; the entrance at the lower left."""
+        x, y = (", ".join(dict.fromkeys(axis["model"])) for axis in (self.y, self.x))
+        return plots.draw_cka(self.to_frame(), ax, x=x, y=y)
 
     def save(self, path: str | Path) -> Path:
         """Write it to one safetensors file, from which any statistic can be had again with its error."""

@@ -31,6 +31,10 @@ def test_parts_of_a_result(pair):
     assert list(table.columns) == [*columns, "cka", "stderr"]
     line = table[(table["name_x"] == "blocks.1.mlp") & (table["name_y"] == "layer2.0")]
     assert line["cka"].item() == part.to_frame().loc["blocks.1.mlp", "layer2.0"] and len(table) == 36
+    axes = part.plot()
+    drawn = np.asarray(axes.collections[0].get_array()).reshape(part.matrix.shape)
+    np.testing.assert_array_equal(drawn, part.matrix)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("resnet stage", "vit block")
     with pytest.raises(ValueError, match=r"no model 'resnett' \(nearest: resnet\); there are vit, resnet"):
         result.between("vit", "resnett")
     with pytest.raises(ValueError, match=r"resnet has no tap of kind \['mlp'\]; it has stem, block"):
