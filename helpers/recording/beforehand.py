@@ -30,7 +30,8 @@ from helpers import files, results
 from helpers.files import ROOT
 from helpers.images import scenes
 from helpers.images.sources import batches, scene_images
-from helpers.measures import batch_sizes, data_scale, structure
+from helpers.measures import batch_sizes, data_scale, localization, structure
+from helpers.measures.attention import attention_distance
 from helpers.measures.cka import Sums
 from helpers.measures.cka_result import CKAResult
 from helpers.measures.heatmap import cka_heatmap
@@ -233,6 +234,29 @@ def ratios(network: Network, images: int, batch: int) -> pd.DataFrame:
 
     found = kept("skip ratios", {"network": network}, {"images": images, "batch": batch}, measure)
     return _table(found["table"])
+
+
+def distances(network: Network, images: int, batch: int) -> pd.DataFrame:
+    """What ``attention_distance`` gives of a network on the first test scenes, in batches. Raises as that does."""
+
+    def measure() -> Arrays:
+        found = attention_distance(network.load(), batches(scene_images(images), batch))
+        return {"table": _text(found.to_csv(index=False))}
+
+    return _table(kept("distances", {"network": network}, {"images": images, "batch": batch}, measure)["table"])
+
+
+def localised(network: Network, images: int, batch: int) -> pd.DataFrame:
+    """``localization.table`` of a network's last block on the first test scenes. Raises as ``token_patches`` does."""
+
+    def measure() -> Arrays:
+        model, corpus = network.load(), scenes.Corpus()
+        found = localization.token_patches(
+            model, _rendered(corpus, "test", images).images, taps_for(model, OUTPUTS)[-1:], batch=batch
+        )
+        return {"table": _text(localization.table(found, [1.0]).to_csv(index=False))}
+
+    return _table(kept("localised", {"network": network}, {"images": images, "batch": batch}, measure)["table"])
 
 
 def kept(

@@ -10,7 +10,8 @@ import torch
 from helpers import results
 from helpers.images import scenes
 from helpers.images.sources import batches, scene_images
-from helpers.measures import batch_sizes, data_scale, object_probes
+from helpers.measures import batch_sizes, data_scale, localization, object_probes
+from helpers.measures.attention import attention_distance
 from helpers.measures.heatmap import cka_heatmap
 from helpers.measures.skip_ratios import skip_ratios
 from helpers.measures.token_patches import token_patches
@@ -132,6 +133,15 @@ def test_skip_ratios_are_those_of_their_room(keeping):
         for kind in ("all", "CLS", "patches"):
             wanted = known.loc[known["tokens"] == kind, beforehand.RATIOS].reset_index(drop=True)
             pd.testing.assert_frame_equal(found[found["tokens"] == kind].reset_index(drop=True), wanted)
+
+
+def test_heads_and_last_blocks_are_those_of_their_rooms(keeping):
+    model, pictures = SMALL.load(), torch.stack([image for image, _ in scene_images(32)])
+    wanted = attention_distance(model, pictures.split(2))
+    at_end = localization.token_patches(model, pictures, taps_for(model, OUTPUTS)[-1:], batch=8)
+    for _ in range(2):
+        pd.testing.assert_frame_equal(beforehand.distances(SMALL, 32, 2), wanted)
+        pd.testing.assert_frame_equal(beforehand.localised(SMALL, 32, 8), localization.table(at_end, [1.0]))
 
 
 def test_networks_on_their_way_are_told_apart():
