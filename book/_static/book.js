@@ -18,3 +18,13 @@ addEventListener("beforeprint", () => {
 addEventListener("afterprint", () => {
   for (const details of folded) details.open = false;
 });
+
+// What scrolls by itself, a wide formula or table, is reached and scrolled by keyboard too.
+const reach = () => {
+  for (const part of document.querySelectorAll("article :is(mjx-container, div.math, .cell_output)")) {
+    if (part.scrollWidth > part.clientWidth + 1) part.tabIndex = 0;
+    else part.removeAttribute("tabindex");
+  }
+};
+addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(reach));
+addEventListener("resize", reach);

@@ -89,3 +89,20 @@ def test_what_is_folded_is_printed(browser, tmp_path):
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.evaluate(unfolded) == [False, True]
     page.close()
+
+
+@pytest.mark.browser
+def test_a_formula_wider_than_the_page_is_reached_by_keyboard(browser, tmp_path):
+    script = (STATIC / "book.js").read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(
+        f"<!doctype html><script>const DOCUMENTATION_OPTIONS = {{}};</script><script>{script}</script>"
+        '<article><div class="math" style="overflow-x: auto"><div style="width: 600px">a</div></div></article>'
+    )
+    page = browser.new_page(viewport={"width": 390, "height": 700})
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_function("document.querySelector('.math').tabIndex === 0")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "math"
+    page.set_viewport_size({"width": 900, "height": 700})
+    page.wait_for_function("document.querySelector('.math').tabIndex === -1")
+    page.close()
