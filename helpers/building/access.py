@@ -2,15 +2,19 @@
 
 import re
 
+EMPTY = re.compile(r"<th\b([^>]*)>((?:\s|&nbsp;|&#160;|\u00a0|<p>|</p>)*)</th>")
+LOGO = re.compile(r'<div class="sidebar-primary-item">(\s*<a class="navbar-brand logo".*?</a>\s*)</div>', re.DOTALL)
 SIGNATURE = re.compile(r"<dl>\s*(?=<dd><em class=\"sig-param\">)(.*?)</dl>", re.DOTALL)
 
 
 def mended(page: str) -> str:
-    """The HTML of a page in which lists are lists.
+    """The HTML of a page in which lists are lists, headers of tables say something, and all is within a landmark.
 
-    A signature over several lines is written as a list of definitions that has no terms; here it is plain blocks.
+    A signature over several lines is written as a list of definitions that has no terms; here it is plain blocks. A
+    header without words is a cell. The book's name above the table of contents is a landmark for itself.
     """
-    return SIGNATURE.sub(_blocks, page)
+    page = LOGO.sub(r'<nav class="sidebar-primary-item" aria-label="Book">\1</nav>', page)
+    return SIGNATURE.sub(_blocks, EMPTY.sub(r"<td\1>\2</td>", page))
 
 
 def _blocks(found: re.Match[str]) -> str:

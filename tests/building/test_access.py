@@ -1,4 +1,4 @@
-"""What is mended of the theme's HTML: a signature over several lines is no list of definitions."""
+"""What is mended of the theme's HTML: lists that are none, headers that say nothing, a name outside all landmarks."""
 
 from bs4 import BeautifulSoup
 
@@ -18,3 +18,16 @@ def test_a_signature_is_lines_and_lists_stay_lists():
     assert not made.select("dt dl, dt dd") and len(made.find_all("dl")) == 2
     assert made.get_text().split() == BeautifulSoup(PAGE, "html.parser").get_text().split()
     assert access.mended("<dl><dt>a</dt><dd>b</dd></dl>") == "<dl><dt>a</dt><dd>b</dd></dl>"
+
+
+def test_a_header_without_words_is_a_cell():
+    table = '<tr><th class="head"><p></p></th><th class="blank" >&nbsp;</th><th></th><th>a</th><thead></thead></tr>'
+    assert access.mended(table) == (
+        '<tr><td class="head"><p></p></td><td class="blank" >&nbsp;</td><td></td><th>a</th><thead></thead></tr>'
+    )
+
+
+def test_the_books_name_is_a_landmark():
+    name = '<div class="sidebar-primary-item">\n<a class="navbar-brand logo" href="a.html"><p>A</p></a>\n</div>'
+    made = BeautifulSoup(access.mended(f"<div>{name}<div>b</div></div>"), "html.parser")
+    assert made.nav["aria-label"] == "Book" and made.nav.a.get_text() == "A" and made.nav.find_next_sibling("div")
