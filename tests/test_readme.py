@@ -30,6 +30,16 @@ def test_the_two_commands_are_those_that_ci_runs():
     assert steps == checked
 
 
+@pytest.mark.parametrize("path", ["README.md", "book/using_your_own.md"])  # both spell it out
+def test_the_two_commands_without_make_are_those_of_the_makefile(path):
+    """Word for word but for quotes and pip's quietness, so that a machine without make does the same."""
+    (block,) = re.findall(r"^python -m venv \.venv\n.*?(?=^```)", (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)
+    said = [line.removeprefix(".venv/bin/python ").replace('"', "'") for line in block.splitlines()[1:]]
+    makefile = re.sub(r" --(quiet|disable-pip-version-check)\b", "", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    made = re.findall(r"^\t@\$\(RUN\) (.*)$", makefile, re.MULTILINE)
+    assert [line.partition(" $(if")[0] for line in made if line.partition(" $(if")[0] in said] == said
+
+
 @pytest.mark.parametrize("path", ["README.md", "book/using_your_own.md", "book/course/index.md"])
 def test_every_target_that_is_named_exists(path):
     text = (ROOT / path).read_text(encoding="utf-8")
