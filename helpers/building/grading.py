@@ -183,7 +183,8 @@ def _rows(out: Path, student: str, name: str, wanted: list[Task]) -> Iterator[tu
             own = [one for number, one in found if number == task.number]
             waiting = sum((float(one.max_score) for one in own if one.needs_manual_grade), 0.0)
             got = sum(float(one.score) for one in own)
-            yield student, name, task.number, task.title, got, task.points, waiting, remarks.get(task.number, "")
+            lost = "a cell of this task is missing, or another one" if waiting > task.written else ""
+            yield student, name, task.number, task.title, got, task.points, waiting, remarks.get(task.number, lost)
 
 
 def _remarks(notebook: NotebookNode) -> dict[int, str]:

@@ -242,7 +242,7 @@ def released():
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
-    """Four submissions, in the layouts in which they come, and the table of their points."""
+    """Five submissions, in the layouts in which they come, and the table of their points."""
     folder, out = tmp_path_factory.mktemp("submitted"), tmp_path_factory.mktemp("graded")
     solution = {task.number: "" for task in assignments.tasks(notebook(FIRST))}
     for cell in notebook(FIRST).cells:
@@ -263,6 +263,12 @@ def graded(tmp_path_factory):
     for place, answers in places.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(filled(answers), folder / place)
+    copied = filled(solution)
+    for cell in copied.cells:
+        if task_of(cell) == 2:
+            del cell.metadata["nbgrader"]
+    (folder / "copied").mkdir()
+    nbformat.write(copied, folder / "copied" / f"{FIRST}.ipynb")
     (folder / "torn").mkdir()
     (folder / "torn" / f"{FIRST}.ipynb").write_text("{")
     (folder / "notes.ipynb").write_text("{}")
@@ -308,11 +314,23 @@ def test_loops_and_errors_lose_their_own_points_alone(graded):
 
 
 @pytest.mark.fault(
+    "Assignments",
+    "a submission whose cells lost the marks by which they are graded",
+    "its task says so and waits for a person; the others are graded",
+)
+def test_cells_that_are_not_those_of_the_release_are_named(graded):
+    rows = points(graded, "copied")
+    assert rows.loc[2, ["points", "waiting"]].tolist() == [0, rows.loc[2, "of"]] and "missing" in rows.loc[2, "remark"]
+    others = rows.drop(2)
+    assert (others["points"] + others["waiting"] == others["of"]).all() and others["remark"].eq("").all()
+
+
+@pytest.mark.fault(
     "Assignments", "a submission that is no notebook, or of no assignment", "it is named, and the others are graded"
 )
 def test_what_is_no_submission_is_named(graded):
     _, _, table, unread = graded
-    assert set(table["student"]) == {"solved", "untouched", "broken"}
+    assert set(table["student"]) == {"solved", "untouched", "broken", "copied"}
     assert len(unread) == 2 and "notes.ipynb" in unread[0] and "no notebook" in unread[1]
 
 
