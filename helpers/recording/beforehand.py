@@ -330,12 +330,13 @@ def _table(text: np.ndarray) -> pd.DataFrame:
 
 
 def _to_arrays(result: CKAResult) -> Arrays:
-    """A CKA result as arrays, its taps and settings as the bytes of a JSON text."""
+    """A CKA result as arrays, its taps and settings as the bytes of a JSON text; of its groups those with batches."""
     about = json.dumps({"taps": result.taps.to_dict("list"), "info": result.info})
-    arrays = {**vars(result.sums), "about": _text(about)}
-    return arrays | (
-        {} if result.control is None else {f"control.{k}": v for k, v in vars(result.control.sums).items()}
-    )
+    arrays = {"about": _text(about)}
+    for prefix, one in (("", result), ("control.", result.control)):
+        if one is not None:
+            arrays |= {prefix + name: value[one.sums.batches > 0] for name, value in vars(one.sums).items()}
+    return arrays
 
 
 def _to_result(arrays: Arrays) -> CKAResult:
