@@ -125,6 +125,24 @@ SMALL = {
         "directions_tried": 1,
         "seed": 1,
     },
+    "10_building_with_attention": {
+        "models": {"ViT": "vit-seed1", "Mixer": "mixer", "ResNet": "resnet-seed1"},
+        "seeds": ["resnet", "not trained yet"],
+        "windowed": {"ViT": "vit-seed1", "ViT, GAP": "vit-gap-seed1", "small ViT": "vit-small-seed1"},
+        "sides": [1, 7],
+        "restricted": {
+            "3 × 3": ["vit-small-window3-seed1", "vit-small-window3"],
+            "5 × 5": ["vit-small-window5-seed1", "vit-small-window5"],
+            "all": ["vit-small-seed1", "vit-small"],
+        },
+        "images": 32,
+        "similar": 64,
+        "tested": 64,
+        "learnt": 64,
+        "many": 2,
+        "batch": 16,
+        "seed": 1,
+    },
 }
 
 TWO_ERRORS = {"01_similarity"}  # draws two errors to either side, and says so

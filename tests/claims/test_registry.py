@@ -29,8 +29,7 @@ def test_what_chapter_2_measures_is_measured_on_both_tracks_where_a_whole_resnet
 def test_criteria_have_not_changed_since_they_were_first_measured(root):
     """The lock holds the fingerprint of each claim's statistics and criteria as they were before the first run.
 
-    A change is allowed if the claim says in ``changed`` when, from what, and why; the lock itself never changes. Claims
-    of the drafts are in it although they are planned: first values of them have been computed.
+    A change is allowed if the claim says in ``changed`` when, from what, and why; the lock itself never changes.
     """
     locked = json.loads((root / "tests" / LOCK).read_text())
     for claim in registry.load().values():
