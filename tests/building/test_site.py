@@ -289,7 +289,7 @@ def test_the_scoreboard_is_filtered_by_verdict_track_and_chapter(visit):
 @pytest.mark.browser
 def test_the_scoreboard_is_sorted_and_put_back(visit):
     page = visit("book/scoreboard")
-    claims, found = list(registry.load().values()), verdicts.verdicts()
+    claims, found = list(registry.load().values()), verdicts.verdicts(ROOT / "build" / "results")
     shown, headings = page.locator(".claim:visible"), page.locator("article section section:visible")
     ids, before = "cards => cards.map(c => c.id)", headings.count()
     written = shown.evaluate_all(ids)
