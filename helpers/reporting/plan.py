@@ -25,7 +25,7 @@ from helpers.reporting.stored import TOGETHER
 from helpers.reporting.subjects import Subject, halves
 
 TIMED = 8  # images on which a forward pass is timed
-ALONE = "the model has none to stand beside it"
+ALONE = "the model has no such measurement that it could stand beside"
 MISFITS = (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError, IndexError, KeyError)
 
 
