@@ -2,6 +2,7 @@
 
 import json
 import re
+import symtable
 from pathlib import Path
 
 import nbformat
@@ -17,6 +18,7 @@ PAGES = sorted((ROOT / "book").rglob("*.md"))
 ALT_LENGTH = 40
 HIDDEN = {"hide-cell", "hide-input", "remove-cell", "remove-input"}  # tags of cells whose code is not shown
 LINES, IMPORT_LINES = 15, 12  # of code that is shown in one cell, blank lines not counted
+NOT_MEASURED = {"Verdicts", "Exercises", "Further reading", "What this chapter measured"}  # sections without questions
 EXEMPT = "typed-numbers"  # in a text cell's metadata: why the numbers in it are not a run's
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -149,6 +151,56 @@ def test_each_figure_has_a_name_a_caption_and_an_alternative_text(path):
         assert caption.strip(), cell.id
         assert len(alt) >= ALT_LENGTH and alt not in caption, cell.id
         assert "hide-input" in cell.metadata.get("tags", []), f"{cell.id}: a plotting cell is tagged hide-input"
+
+
+def sections(path: Path) -> dict[str, str]:
+    """The sections of a chapter by their headings; a cell of code is a line of its own."""
+    cells = ("[code]" if cell.cell_type == "code" else cell.source for cell in read(path).cells)
+    found = re.split(r"^## (.*)$", "\n\n".join(cells), flags=re.MULTILINE)
+    return dict(zip(found[1::2], found[2::2], strict=True))
+
+
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.stem != "00_scenes"], ids=lambda path: path.stem)
+def test_each_section_that_measures_has_three_questions_and_their_answers(path):
+    """The page on scenes is a data card, which measures no network's insides."""
+    for title, text in sections(path).items():
+        boxes = re.findall(r"^`{4}\{admonition\} Check yourself\n(.*?)^`{4}$", text, re.MULTILINE | re.DOTALL)
+        if "[code]" in text and title not in NOT_MEASURED:
+            assert len(boxes) == 1, title
+        for box in boxes:
+            asked, answers = box.split("```{admonition} Answers\n:class: dropdown\n")
+            for part in (asked, answers):
+                assert re.findall(r"^(\d)\. \S", part, re.MULTILINE) == ["1", "2", "3"], title
+
+
+def taken_and_given(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell takes from the cells before it, and those that it gives to the cells after it."""
+    whole = symtable.symtable(source, "cell", "exec")
+    given = {name.get_name() for name in whole.get_symbols() if name.is_assigned() or name.is_imported()}
+    taken, waiting = set(), [whole]
+    while waiting:
+        table = waiting.pop()
+        taken |= {s.get_name() for s in table.get_symbols() if s.is_referenced() and (table is whole or s.is_global())}
+        waiting += table.get_children()
+    return taken - given, given
+
+
+def test_the_rule_for_names_of_cells():
+    assert taken_and_given("def f(x):\n    return x + y\na = [b for b in c]") == ({"y", "c"}, {"f", "a"})
+
+
+@each_chapter
+def test_no_code_that_is_shown_takes_a_name_from_a_removed_cell(path):
+    """Else whoever types it from the page gets a NameError."""
+    removed: dict[str, str] = {}
+    for cell in read(path).cells:
+        if cell.cell_type == "code":
+            taken, given = taken_and_given(cell.source)
+            if "remove-cell" in cell.metadata.get("tags", []):
+                removed |= dict.fromkeys(given, cell.id)
+            else:
+                assert not {name: removed[name] for name in taken & set(removed)}, cell.id
+                removed = {name: where for name, where in removed.items() if name not in given}
 
 
 def test_figure_names_and_alternative_texts_are_used_once():
