@@ -45,6 +45,7 @@ def test_the_scoreboard_shows_every_claim_and_every_verdict(folder, record):
         assert page.count(f"(claim-{name.lower()})=\n") == 1 and f"{name} · " in page
     words = ["✓ holds for these networks", "✗ fails for these networks", "– not testable here"]
     assert all(word in page for word in words) and "? inconclusive" not in page and "… planned" not in page
+    assert ("… planned" in page) == any(claim.status == "planned" for claim in registry.load().values())
     assert "{numref}`fig-within`" in page and "[](/notebooks/02_representation.ipynb)" in page
     assert "`vit_large_patch16_224.augreg_in21k`" in page and "It's \\< half" in page
     assert page.count("::::{card}") == len(registry.load()) == page.count("\n::::\n")
