@@ -11,8 +11,10 @@ def mended(page: str) -> str:
     """The HTML of a page in which lists are lists, headers of tables say something, and all is within a landmark.
 
     A signature over several lines is written as a list of definitions that has no terms; here it is plain blocks. A
-    header without words is a cell. The book's name above the table of contents is a landmark for itself.
+    header without words is a cell. The book's name above the table of contents is a landmark for itself. Entries of a
+    bibliography are items of its list.
     """
+    page = page.replace(' role="doc-biblioentry"', ' role="listitem"')
     page = LOGO.sub(r'<nav class="sidebar-primary-item" aria-label="Book">\1</nav>', page)
     return SIGNATURE.sub(_blocks, EMPTY.sub(r"<td\1>\2</td>", page))
 

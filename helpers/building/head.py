@@ -47,7 +47,9 @@ def with_head(page: str, picture: str = "") -> str:
     shown = {"og:type": "article", "og:title": title[1].strip() if title else "", "og:description": said}
     if picture:
         shown |= {"og:image": html.escape(picture), "og:image:alt": pictures.ALT, "twitter:card": "summary_large_image"}
-        meta += "".join(f'\n    <meta property="{name}" content="{text}">' for name, text in shown.items() if text)
+        for name, text in shown.items():
+            key = "property" if name.startswith("og:") else "name"
+            meta += f'\n    <meta {key}="{name}" content="{text}">' if text else ""
     start, *rest = VIEWPORT.split(page)
     return start + tags[0] + meta + "".join(rest)
 

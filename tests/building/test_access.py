@@ -31,3 +31,9 @@ def test_the_books_name_is_a_landmark():
     name = '<div class="sidebar-primary-item">\n<a class="navbar-brand logo" href="a.html"><p>A</p></a>\n</div>'
     made = BeautifulSoup(access.mended(f"<div>{name}<div>b</div></div>"), "html.parser")
     assert made.nav["aria-label"] == "Book" and made.nav.a.get_text() == "A" and made.nav.find_next_sibling("div")
+
+
+def test_entries_of_a_bibliography_are_items_of_its_list():
+    entry = '<div role="list"><div class="citation" id="a" role="doc-biblioentry">A</div></div>'
+    (item,) = BeautifulSoup(access.mended(entry), "html.parser").select("[role=list] > *")
+    assert item["role"] == "listitem" and item["id"] == "a"
