@@ -102,6 +102,10 @@ def generated_pages(root: Path, pages: list[str]) -> dict[str, str]:
         from helpers.building import models_page
 
         made["book/models"] = models_page.models_page()
+    if "book/paper_scale" in pages:
+        from helpers.building import lineup
+
+        made["book/lineup"] = lineup.text()  # a part of that page
     if "book/faults" in pages:
         made["book/faults"] = faults.faults_page(root / "tests")
     if "book/api" in pages:
