@@ -121,7 +121,11 @@ def test_the_page_shows_the_table():
     shown = pd.DataFrame(lines[1 : 1 + len(table)], columns=lines[0])
     assert shown["Network"].tolist() == table["network"].tolist()
     assert [float(value) for value in shown["GFLOPs an image"]] == pytest.approx(list(table["flops"] / 1e9), abs=0.051)
-    figures = dict((line[0], float(line[2].replace(",", ""))) for line in lines[2 + len(table) :])
+    measured, (_, *others) = lines[1 + len(table) : 2 + 2 * len(table)], lines[2 + 2 * len(table) :]
+    seconds = [float(line[2]) for line in measured[1:]]
+    own = [lineup.like(table, row).seconds for row in table.itertuples()]
+    assert [line[0] for line in measured[1:]] == table["network"].tolist() and seconds == pytest.approx(own, abs=0.0051)
+    figures = {line[0]: float(line[2].replace(",", "")) for line in others}
     assert set(figures) == set(lineup.FIGURES)
     flops = table.set_index("network")["flops"]
     own = sum(flops[name] * images for name, images in lineup.FIGURES["3 and 4"].items())
