@@ -15,7 +15,7 @@ from helpers.images.scenes import Corpus
 from helpers.markup import code, literal
 from helpers.networks import zoo
 from helpers.networks.accuracy import CUES, TEST_SCENES
-from helpers.networks.catalogue import FRESH, MAIN, MASKED, SHORT
+from helpers.networks.catalogue import BRIEF, FRESH, MAIN, MASKED, SHORT
 from helpers.networks.masked import SEEN
 
 
@@ -55,9 +55,11 @@ def _zoo_sections() -> list[str]:
         The networks below are trained on a shorter schedule without that beginning: {SHORT.images_seen:,} images,
         {SHORT.images_seen // SHORT.batch:,} steps, drawn from the first {SHORT.distinct_images:,} scenes and mirrored
         and turned at random. They have the size of `vit` and `resnet`, if nothing else is said, and their ViTs four
-        heads a block. Each variant differs in one thing from a control on the same schedule, a ViT from `vit-short` and
-        a ResNet from `resnet-short`, and is compared with that control. Those with fewer scenes see the same number of
-        images, the first scenes of the training set again and again.""")
+        heads a block. Each variant differs in one thing from a control on the same schedule, a ViT from `vit-short`
+        or `vit-small` and a ResNet from `resnet-short`, and is compared with that control. Those with fewer scenes see
+        the same number of images, the first scenes of the training set again and again. Networks that are built step by
+        step have a schedule and a control of their own, `resnet-brief`: {BRIEF.images_seen:,} images of the first
+        {BRIEF.distinct_images:,} scenes, so that there is room to gain.""")
     hours = sum(card["run"]["seconds"] for card in networks.values()) / 3600
     minutes = _prose(f"""
         *Images seen* counts repetitions. `vit-novel` starts from the weights of `vit` and is trained, and measured

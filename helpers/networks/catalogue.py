@@ -160,13 +160,13 @@ SCARCE = tuple(
 
 # Networks built step by step, where there is room to gain: the ResNet on a tenth of the scenes, for 300 steps. Their
 # control, resnet-brief, is also the network of the same size: nine heads have as many weights as nine taps.
-_BRIEF = replace(_RESNET_SHORT, images_seen=38_400, distinct_images=10_000)
+BRIEF = replace(_RESNET_SHORT, images_seen=38_400, distinct_images=10_000)
 _BUILT = (
-    Card("resnet-brief", "resnet", "the ResNet on few images and few steps: the control of AlterNets", recipe=_BRIEF),
-    Card("alternet-end4", "resnet", "attention at the end of the last stage", recipe=_BRIEF, attention=((3, 3),)),
-    Card("alternet-start4", "resnet", "attention at the start of the last stage", recipe=_BRIEF, attention=((3, 1),)),
-    Card("alternet-end34", "resnet", "attention at the end of the last two", recipe=_BRIEF, attention=((2, 3), (3, 3))),
-    Card("resnet-blurred", "resnet", "a 2 × 2 box blur before each subsampling", recipe=_BRIEF, blurred=True),
+    Card("resnet-brief", "resnet", "the ResNet on few images and few steps: the control of AlterNets", recipe=BRIEF),
+    Card("alternet-end4", "resnet", "attention at the end of the last stage", recipe=BRIEF, attention=((3, 3),)),
+    Card("alternet-start4", "resnet", "attention at the start of the last stage", recipe=BRIEF, attention=((3, 1),)),
+    Card("alternet-end34", "resnet", "attention at the end of the last two", recipe=BRIEF, attention=((2, 3), (3, 3))),
+    Card("resnet-blurred", "resnet", "a 2 × 2 box blur before each subsampling", recipe=BRIEF, blurred=True),
     Card("vit-small-window3", "vit", "attention to the 3 × 3 patches around", _SMALL, SHORT, window=3),
     Card("vit-small-window5", "vit", "attention to the 5 × 5 patches around", _SMALL, SHORT, window=5),
 )

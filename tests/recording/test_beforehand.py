@@ -218,3 +218,22 @@ def test_cka_in_batches_is_near_that_of_fewer_images(monkeypatch):
     for recorded in beforehand.in_batches(networks, about["images"], about["sizes"], about["kinds"]):
         assert recorded.labels == again.labels and recorded.n_images == about["images"]
         np.testing.assert_allclose(recorded.matrix, again.matrix, atol=0.1)
+
+
+ROOMS = {
+    "skip ratios": (beforehand.ratios, "skip_ratios"),
+    "distances": (beforehand.distances, "attention_distance"),
+    "localised": (beforehand.localised, "localization"),
+}
+
+
+@pytest.mark.parametrize("measure", ROOMS)
+def test_tables_of_a_network_are_measured_again(measure, tmp_path, monkeypatch):
+    ask, room = ROOMS[measure]
+    about = own(measure)[0]
+    asked = Network(**about["networks"]["network"]), about["images"], about["batch"]
+    with monkeypatch.context() as patched:
+        patched.setattr(beforehand, room, None)  # nothing is measured
+        recorded = ask(*asked)
+    monkeypatch.setattr(results, "RECORDED", tmp_path)  # nothing is there
+    pd.testing.assert_frame_equal(ask(*asked), recorded, rtol=5e-3, atol=5e-3)
