@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SEEN = 2.0  # of 255: as root mean square, what a picture may change by, and nobody sees it
+HEAVY = 1_000_000  # bytes: what weighs more has half the pixels, and the same place on the page
 FIGURE = Path("_static", "within.png")  # the figure of the book that its preview shows
 PREVIEW = Path("_static", "preview.png")
 SIZE = 1200, 630  # px: what services that show previews ask for
@@ -32,10 +33,19 @@ def lighter(png: bytes) -> bytes:
     return written.getvalue() if same and len(written.getvalue()) < len(png) else png
 
 
+def halved(png: bytes) -> bytes:
+    """A picture with half the pixels to a side."""
+    with Image.open(io.BytesIO(png)) as opened:
+        written = io.BytesIO()
+        opened.reduce(2).save(written, format="png", optimize=True)
+    return written.getvalue()
+
+
 def lighten(site: Path) -> None:
-    """Write the figures of a built site in fewer bytes."""
+    """Write the figures of a built site in fewer bytes: grids of many photographs are too heavy at twice the pixels."""
     for path in (site / "_images").glob("*.png"):
-        path.write_bytes(lighter(path.read_bytes()))
+        picture = lighter(path.read_bytes())
+        path.write_bytes(lighter(halved(picture)) if len(picture) > HEAVY else picture)
 
 
 def preview(site: Path, title: str) -> bool:

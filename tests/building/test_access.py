@@ -37,3 +37,9 @@ def test_entries_of_a_bibliography_are_items_of_its_list():
     entry = '<div role="list"><div class="citation" id="a" role="doc-biblioentry">A</div></div>'
     (item,) = BeautifulSoup(access.mended(entry), "html.parser").select("[role=list] > *")
     assert item["role"] == "listitem" and item["id"] == "a"
+
+
+def test_what_folds_the_contents_has_a_name():
+    toggle = '<summary><span class="toctree-toggle" role="presentation"><i></i></span></summary>'
+    made = BeautifulSoup(access.mended(f"{toggle}<summary>Answers</summary>"), "html.parser")
+    assert [fold.get("aria-label") for fold in made.find_all("summary")] == ["Its pages", None]

@@ -82,7 +82,9 @@ def test_its_commands_are_understood(page, root, monkeypatch):
     for line in lines:
         words = shlex.split(line)
         if words[0] == "make":
-            said = subprocess.run(["make", "-n", *words[1:]], cwd=root, capture_output=True, text=True, check=True)
+            said = subprocess.run(
+                ["make", "-n", "--no-print-directory", *words[1:]], cwd=root, capture_output=True, text=True, check=True
+            )
             words = shlex.split(said.stdout.strip().splitlines()[-1])
         else:
             assert words[0] == ".venv/bin/torchrun"

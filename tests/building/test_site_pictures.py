@@ -42,6 +42,16 @@ def test_a_photograph_and_what_can_be_seen_through_stay_as_they_are():
         assert pictures.lighter(before) == before
 
 
+def test_what_stays_heavy_has_half_the_pixels(tmp_path):
+    (tmp_path / "_images").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (400, 900, 3), dtype=np.uint8)
+    for name, width in (("heavy", 900), ("light", 800)):
+        (tmp_path / "_images" / f"{name}.png").write_bytes(png(noise[:, :width]))
+    pictures.lighten(tmp_path)
+    sizes = {path.stem: Image.open(path).size for path in (tmp_path / "_images").iterdir()}
+    assert sizes == {"heavy": (450, 200), "light": (800, 400)}
+
+
 def test_a_preview_shows_a_figure_of_the_book(tmp_path):
     assert not pictures.preview(tmp_path, "A book")
     (tmp_path / "_static").mkdir()
