@@ -90,6 +90,7 @@ def complete(site: Path, title: str, first: str, repository: str | None = None) 
         repository: the address of the book's repository, where it is known: a preview's picture needs a whole address.
     """
     pictures.lighten(site)
+    drawings = pictures.drawings(site)
     preview, public = pictures.preview(site, title), pages_address(repository)
     for page in site.rglob("*.html"):
         path = page.relative_to(site)
@@ -97,6 +98,7 @@ def complete(site: Path, title: str, first: str, repository: str | None = None) 
             start = public or "../" * (len(path.parts) - 1)
             picture = start + pictures.PREVIEW.as_posix() if preview else ""
             text = access.mended(without_idle_scripts(page.read_text(encoding="utf-8")))
+            text = pictures.marked(text, drawings)
             page.write_text(with_head(text, picture), encoding="utf-8")
     icons.cut(site)
     (site / "index.html").write_text(forwarding(title, f"{first}.html"), encoding="utf-8")

@@ -1,10 +1,11 @@
-"""The pictures of a built site: in fewer bytes, and one that stands for the book where a link to it is shared."""
+"""The pictures of a built site: in fewer bytes, dark in the dark, and one that stands for the book in previews."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 SEEN = 2.0  # of 255: as root mean square, what a picture may change by, and nobody sees it
 HEAVY = 1_000_000  # bytes: what weighs more has half the pixels, and the same place on the page
@@ -13,6 +14,8 @@ PREVIEW = Path("_static", "preview.png")
 SIZE = 1200, 630  # px: what services that show previews ask for
 ALT = "Two heat-maps of CKA between all layers of a network, on the left of a ViT, on the right of a ResNet."
 GROUND, INK = "#fcfcfa", "#222222"
+LEAST_GROUND, MOST_COLOUR = 0.5, 0.1  # shares of a drawing's pixels
+SOURCE = re.compile(r'<img (?=[^>]*\bsrc="[^"]*_images/([^"/]+\.png)")')
 
 
 def lighter(png: bytes) -> bytes:
@@ -31,6 +34,28 @@ def lighter(png: bytes) -> bytes:
     few.save(written, format="png", optimize=True, **resolution)
     same = float(np.sqrt((apart**2).mean())) <= SEEN
     return written.getvalue() if same and len(written.getvalue()) < len(png) else png
+
+
+def is_drawing(png: bytes) -> bool:
+    """Whether a picture is lines and bars on the light ground, and not colours that mean a number, nor a photograph.
+
+    Such a picture can be shown with its lightness turned over.
+    """
+    with Image.open(io.BytesIO(png)) as opened:
+        drawn = np.asarray(opened.convert("RGB").reduce(2), int)
+    ground = np.abs(drawn - ImageColor.getrgb(GROUND)).max(axis=2) <= 6
+    coloured = drawn.max(axis=2) - drawn.min(axis=2) > 60
+    return bool(ground.mean() >= LEAST_GROUND and coloured.mean() <= MOST_COLOUR)
+
+
+def drawings(site: Path) -> set[str]:
+    """The names of the drawings among the figures of a built site."""
+    return {path.name for path in (site / "_images").glob("*.png") if is_drawing(path.read_bytes())}
+
+
+def marked(page: str, drawings: set[str]) -> str:
+    """The HTML of a page whose drawings say that they are: the style sheet turns them over in the dark."""
+    return SOURCE.sub(lambda found: "<img data-drawing " if found[1] in drawings else found[0], page)
 
 
 def halved(png: bytes) -> bytes:

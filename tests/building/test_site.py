@@ -1,5 +1,6 @@
 """The site: that the check before publishing finds each kind of fault, and the built site itself, in a browser."""
 
+import io
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -227,10 +228,11 @@ def assert_it_is_legible(page, dark: bool) -> None:
     assert min(contrasts) >= 4.5  # WCAG 2, level AA
     assert (ground < 0.1) == dark
     styles = page.evaluate(
-        "[...document.querySelectorAll('article .cell_output img')].map(i => getComputedStyle(i))"
-        ".map(s => [s.filter, s.backgroundColor])"
+        "[...document.querySelectorAll('article .cell_output img')].map(i => [i, getComputedStyle(i)])"
+        ".map(([i, s]) => [i.hasAttribute('data-drawing'), s.filter, s.backgroundColor])"
     )
-    assert all(style == ["none", "rgb(255, 255, 255)"] for style in styles), "figures stay as they were drawn"
+    for is_drawing, *style in styles:  # others stay as they were drawn
+        assert style == ["invert(0.93) hue-rotate(180deg)" if dark and is_drawing else "none", "rgb(255, 255, 255)"]
 
 
 @pytest.mark.browser
@@ -263,6 +265,21 @@ def test_the_reader_can_switch_to_the_dark(visit):
             break
         page.locator("button.theme-switch-button").last.click()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_drawings_are_dark_in_the_dark(visit, scheme):
+    """The most frequent colour of lines is then nearly that of the page; that of heat-maps stays as it was drawn."""
+    page = visit("notebooks/03_attention", scheme=scheme)
+    shown = {}
+    for name in ("fig-attention-depth", "fig-attention-maps"):
+        picture = page.locator(f"#{name} img")
+        picture.scroll_into_view_if_needed()
+        seen = Image.open(io.BytesIO(picture.screenshot())).convert("RGB").resize((400, 300))
+        (_, ground), *_ = sorted(seen.getcolors(120_000), reverse=True)
+        shown[name] = sum(ground) / 3
+    assert (shown["fig-attention-depth"] < 40) == (scheme == "dark") and shown["fig-attention-maps"] > 240
 
 
 @pytest.mark.browser

@@ -52,6 +52,22 @@ def test_what_stays_heavy_has_half_the_pixels(tmp_path):
     assert sizes == {"heavy": (450, 200), "light": (800, 400)}
 
 
+def test_lines_are_told_from_colours_that_mean_numbers(tmp_path):
+    lines = Image.new("RGB", (400, 300), pictures.GROUND)
+    pen = ImageDraw.Draw(lines)
+    pen.line((20, 280, 380, 20), fill="#0173b2", width=6)
+    pen.rectangle((20, 20, 380, 280), outline=pictures.INK)
+    scale = Image.new("RGB", (400, 300), pictures.GROUND)
+    scale.paste("#440154", (40, 40, 240, 260))
+    photograph = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    (tmp_path / "_images").mkdir()
+    for name, picture in {"lines": lines, "map": scale, "photograph": photograph}.items():
+        (tmp_path / "_images" / f"{name}.png").write_bytes(png(np.asarray(picture)))
+    assert pictures.drawings(tmp_path) == {"lines.png"}
+    page = '<img alt="a" src="../_images/lines.png" /><img src="../_images/map.png"/><img src="lines.png">'
+    assert pictures.marked(page, {"lines.png"}) == page.replace('<img alt="a"', '<img data-drawing alt="a"')
+
+
 def test_a_preview_shows_a_figure_of_the_book(tmp_path):
     assert not pictures.preview(tmp_path, "A book")
     (tmp_path / "_static").mkdir()
