@@ -50,7 +50,7 @@ class Network:
 LINEUP = {
     "ViT-B/32": Network("vit_base_patch32_224.orig_in21k", 64, 32),
     "ViT-B/16": Network("vit_base_patch16_224.orig_in21k", 32, 16),
-    "ViT-L/16": Network("vit_large_patch16_224.orig_in21k", 128, 32),
+    "ViT-L/16": Network("vit_large_patch16_224.orig_in21k", 256, 32),
     "ViT-H/14": Network("vit_huge_patch14_224.orig_in21k"),
     "ResNet-50x1 (BiT)": Network("resnetv2_50x1_bit.goog_in21k", 32, 16),
     "ResNet-152x2 (BiT)": Network("resnetv2_152x2_bit.goog_in21k"),
