@@ -13,18 +13,20 @@ from torch.nn import functional as F
 
 from helpers.images.scenes import render, split
 from helpers.images.symmetries import turned
+from helpers.networks import augmentation
 from helpers.networks.catalogue import Card
 from helpers.networks.inputs import normalise
 
 Weights = Mapping[str, Tensor]  # name of a parameter → its values
-Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) uint8, labels (B,)
+Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) uint8, labels (B,) or shares of classes (B, classes)
 
 
 def training_batches(card: Card, count: int, size: int = 16, seed: int = 0) -> list[Batch]:
     """Images as a card's network saw them in training: batches of images (size, 3, 64, 64) uint8 and labels (size,).
 
     They are drawn at random, without replacement, from the scenes that it was trained on; each under one of the eight
-    symmetries of a square where its recipe augments. Batch b is the same for every number of batches ``count``.
+    symmetries of a square where its recipe augments. Where it augments strongly, images are changed and mixed with
+    each other, and labels are shares (size, classes). Batch b is the same for every number of batches ``count``.
 
     Raises ValueError for a number or a size below 1, or more images than the network was trained on.
     """
@@ -39,7 +41,10 @@ def training_batches(card: Card, count: int, size: int = 16, seed: int = 0) -> l
         chosen = order[start : start + size]
         drawn = render(card.corpus, [first + index for index in chosen])
         images = turned(drawn.images, symmetries[chosen]) if card.recipe.augmented else drawn.images
-        batches.append((images, drawn.label))
+        if card.recipe.strong:
+            batches.append(augmentation.strong(images, drawn.label, len(card.corpus.classes), seed + start))
+        else:
+            batches.append((images, drawn.label))
     return batches
 
 
@@ -49,7 +54,10 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def loss(model: nn.Module, at: Weights, images: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log likelihood (nats) of labels (B,) on images (B, 3, H, W), with the weights ``at``."""
+    """Mean negative log likelihood (nats) on images (B, 3, H, W), with the weights ``at``.
+
+    ``labels`` (B,), or shares of classes (B, classes), of which it is the cross-entropy.
+    """
     logits = functional_call(model, dict(at), (normalise(model, images),))
     return F.cross_entropy(logits.float(), labels.to(logits.device))
 

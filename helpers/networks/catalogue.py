@@ -1,30 +1,16 @@
 """The catalogue of the zoo: what each of the book's own networks is made of, and how it is trained.
 
-A ``Card`` says all that training needs; ``build`` makes its untrained network. Two recipes are in use. The main
-models see fresh scenes, each once a pass and as it is. The ViTs among them begin as masked autoencoders, which are
-stored as models of their own (``MASKED``): no other recipe that was tried gave local heads (``data/README.md``). The
-variants differ in one thing (a skip connection, the amount of data, the size, the architecture) from controls that
-share their shorter recipe (``SHORT``), without pre-training, and have a second seed.
+A ``Card`` says all that training needs; ``architectures.build`` makes its untrained network. Two recipes are in use.
+The main models see fresh scenes, each once a pass and as it is. The ViTs among them begin as masked autoencoders, which
+are stored as models of their own (``MASKED``): no other recipe that was tried gave local heads (``data/README.md``).
+The variants differ in one thing (a skip connection, the amount of data, the size, the heads, the patches, the
+objective, the architecture) from controls that share their shorter recipe (``SHORT``), without pre-training, and have a
+second seed.
 """
 
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
 
-import torch
-from timm.layers import GroupNormAct, StdConv2d
-from timm.models.mlp_mixer import MlpMixer
-from timm.models.resnetv2 import ResNetV2
-from torch import nn
-
-from helpers.images.scenes import NOVEL, SIZE, Corpus
-from helpers.networks import encodings
-from helpers.networks.alternet import attend, blur_before_subsampling
-from helpers.networks.colours import ColourHistogram
-from helpers.networks.surgery import remove_skip
-from helpers.networks.windows import restrict
-
-SCENES_CONFIG = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, SIZE, SIZE)}
+from helpers.images.scenes import NOVEL, Corpus
 
 
 @dataclass(frozen=True)
@@ -39,7 +25,8 @@ class Recipe:
     weight_decay: float = 0.05
     position_decay: bool = True  # whether position embeddings and the CLS token decay as well
     augmented: bool = True  # draws with replacement, under the square's symmetries; else one pass after another, as is
-    objective: str = "labels"  # or "masked pixels": see helpers.networks.masked
+    strong: bool = False  # whether images are recoloured, erased and mixed as well: see helpers.networks.augmentation
+    objective: str = "labels"  # or "masked pixels" or "noise": see helpers.networks.masked and .denoising
     warmup: float = 0.1  # share of the steps; then cosine to zero
     clip: float = 1.0  # norm of the gradient
 
@@ -49,7 +36,7 @@ class Card:
     """A model of the zoo: what is built, from which seed, and how it is trained."""
 
     name: str
-    family: str  # "vit", "resnet", "mixer" or "colours"
+    family: str  # "vit", "resnet", "mixer", "pit", "swin", "convnext" or "colours": see helpers.networks.architectures
     about: str
     architecture: dict = field(default_factory=dict)
     recipe: Recipe = Recipe()
@@ -122,12 +109,13 @@ MAIN = (
 )
 
 _RESNET_SHORT = replace(SHORT, learning_rate=4e-3)
+_WARM: dict = {"kept": (16_000,)}  # the end of warm-up
 _SMALL = {"embed_dim": 64, "depth": 4, "num_heads": 4}
 _CONTROLS = (
     Card("vit-short", "vit", "a ViT of the same size on the short schedule: the control of its variants", recipe=SHORT),
     Card("vit-short-seed1", "vit", "the control from another seed", recipe=SHORT, seed=1),
-    Card("vit-small", "vit", "a smaller ViT (half the width, half the depth) on that schedule", _SMALL, SHORT),
-    Card("vit-small-seed1", "vit", "the same from another seed", _SMALL, SHORT, seed=1),
+    Card("vit-small", "vit", "a smaller ViT (half the width, half the depth) on that schedule", _SMALL, SHORT, **_WARM),
+    Card("vit-small-seed1", "vit", "the same from another seed", _SMALL, SHORT, seed=1, **_WARM),
     Card("mixer", "mixer", "MLP-Mixer of the ViT's width and depth on that schedule", recipe=SHORT),
     Card("resnet-short", "resnet", "the ResNet on the short schedule", recipe=_RESNET_SHORT),
     Card("resnet-short-seed1", "resnet", "the same from another seed", recipe=_RESNET_SHORT, seed=1),
@@ -152,6 +140,7 @@ SCARCE = tuple(
         name=f"{control.name.removesuffix('-short')}-data{per_cent}",
         about=f"{control.name} with {per_cent} % of the training images",
         recipe=replace(control.recipe, distinct_images=SHORT.distinct_images * per_cent // 100),
+        kept=(),
     )
     for control in _CONTROLS
     if control.name in ("vit-short", "resnet-short", "vit-small")
@@ -184,6 +173,32 @@ POSITIONS = tuple(
     for seed in _SEEDS[:2]
 )
 
+
+def _small(what: str, about: str, architecture: dict | None = None, recipe: Recipe = SHORT) -> tuple[Card, ...]:
+    """Two trainings of the small ViT with one thing changed."""
+    card = Card(f"vit-small-{what}", "vit", f"the small ViT {about}", {**_SMALL, **(architecture or {})}, recipe)
+    return tuple(_seeded(card, seed) for seed in _SEEDS[:2])
+
+
+# Heads of 16 dimensions, as many as are named, and four heads of so many dimensions; with four of 16 it is vit-small.
+HEADS = (
+    *(card for n in (1, 2, 8) for card in _small(f"heads{n}", f"with {n} heads", {"num_heads": n, "head_width": 16})),
+    *(card for w in (8, 32) for card in _small(f"head-width{w}", f"with heads of {w} dimensions", {"head_width": w})),
+)
+PATCHES = tuple(card for p in (4, 16) for card in _small(f"patch{p}", f"with patches of {p} pixels", {"patch_size": p}))
+STRONG = _small("strong", "trained on recoloured, erased and mixed images", recipe=replace(SHORT, strong=True))
+OBJECTIVES = (  # told no class
+    *_small("mae", "as a masked autoencoder", recipe=replace(SHORT, objective="masked pixels")),
+    *_small("denoiser", "trained to find the noise in an image", recipe=replace(SHORT, objective="noise")),
+)
+# Networks with stages, with heads as wide as the small ViT's.
+_STAGED = (
+    Card("pit", "pit", "a ViT whose grid of tokens is pooled twice (PiT)", recipe=SHORT),
+    Card("swin", "swin", "attention in windows that are shifted, in three stages (Swin)", recipe=SHORT),
+    Card("convnext", "convnext", "depthwise convolutions of 7 × 7 and MLPs, in four stages (ConvNeXt)", recipe=SHORT),
+)
+STAGED = tuple(replace(_seeded(card, seed), **_WARM) for card in _STAGED for seed in _SEEDS[:2])
+
 _TUNED = replace(
     _VIT,
     name="vit-novel",
@@ -194,50 +209,24 @@ _TUNED = replace(
     kept=(),
 )
 
-_CARDS = (*MASKED, *MAIN, *_CONTROLS, *SKIPLESS, *SCARCE, *BUILT, *POSITIONS, _TUNED)
+_CARDS = (
+    *MASKED,
+    *MAIN,
+    *_CONTROLS,
+    *SKIPLESS,
+    *SCARCE,
+    *BUILT,
+    *POSITIONS,
+    *HEADS,
+    *PATCHES,
+    *STRONG,
+    *OBJECTIVES,
+    *STAGED,
+    _TUNED,
+)
 ZOO: dict[str, Card] = {card.name: card for card in _CARDS}
 
 
 BASELINE = Card("colours", "colours", "linear probe on the histogram of an image's colours: it sees no form at all")
 """Not one of the networks, but trained on the same scenes, stored and measured as they are. Of its recipe
 only ``distinct_images`` applies: logistic regression is a convex problem."""
-
-
-def build(card: Card, seed: int | None = None) -> nn.Module:
-    """The untrained network of a card, its weights drawn from ``seed`` (the card's own by default).
-
-    Raises ValueError for a card of an unknown family.
-    """
-    classes = len(card.corpus.classes)
-    model: Any
-    network: dict[str, Any]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(card.seed if seed is None else seed)
-        if card.family == "vit":  # 8 × 8 tokens of 8 × 8 pixels
-            network = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4}
-            model = encodings.vit(card.encoding, **{**network, "num_classes": classes, **card.architecture})
-        elif card.family == "resnet":  # 4 stages of 4 bottleneck blocks, on 34², 17², 9² and 5² positions
-            network = {"layers": (4, 4, 4, 4), "channels": (32, 64, 128, 256), "zero_init_last": False}
-            norm = partial(GroupNormAct, num_groups=8)
-            layers = {"stem_type": "fixed", "conv_layer": StdConv2d, "norm_layer": norm}
-            model = ResNetV2(**{**network, **layers, "num_classes": classes, **card.architecture})
-            model.stem.pool = nn.Identity()  # on images of 64 pixels a second halving would leave 2 × 2 positions
-            attend(model, card.attention, (SIZE, SIZE))
-        elif card.family == "mixer":  # the ViT's patches, width and depth; token mixing as wide as half of it
-            network = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "num_blocks": 8}
-            model = MlpMixer(**{**network, "num_classes": classes, **card.architecture})
-        elif card.family == "colours":
-            return ColourHistogram(classes)
-        else:
-            known = "vit, resnet, mixer, colours"
-            raise ValueError(f"unknown family {card.family!r} of model {card.name!r}; known: {known}")
-        if card.position_std is not None:
-            nn.init.normal_(model.pos_embed, std=card.position_std)
-    if card.without_skip:
-        remove_skip(model, *card.without_skip)
-    if card.window:
-        restrict(model, card.window)
-    if card.blurred:
-        blur_before_subsampling(model)
-    model.pretrained_cfg = dict(SCENES_CONFIG)
-    return model

@@ -1,9 +1,12 @@
 """The optimisers of the zoo, and their learning rate: Muon for matrices inside blocks, AdamW for everything else."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import _muon
 
 from helpers.networks.catalogue import Recipe
 
@@ -16,7 +19,8 @@ def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     With ``recipe.position_decay`` false, position embeddings and tokens that stand for no patch do not decay.
     """
     named = dict(model.named_parameters())
-    matrices = {name: value for name, value in named.items() if value.ndim == 2 and ".blocks." in f".{name}"}
+    inside = {name: value for name, value in named.items() if ".blocks." in f".{name}" and name.endswith(".weight")}
+    matrices = {name: value for name, value in inside.items() if value.ndim == 2}  # no tables of biases, as Swin's
     others = {name: value for name, value in named.items() if name not in matrices}
     spared = [name for name in others if not recipe.position_decay and name.rsplit(".", 1)[-1] in POSITIONS]
     groups: list[dict] = [{"params": [value for name, value in others.items() if name not in spared]}]
@@ -31,6 +35,34 @@ def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]
     return found
+
+
+@contextmanager
+def muon_in_float32() -> Iterator[None]:
+    """Within the context torch's Muon makes its steps orthogonal in float32 instead of bfloat16.
+
+    A processor without arithmetic in bfloat16 would spend most of a training on them.
+    """
+    before = _muon._zeropower_via_newtonschulz
+    _muon._zeropower_via_newtonschulz = newton_schulz
+    try:
+        yield
+    finally:
+        _muon._zeropower_via_newtonschulz = before
+
+
+def newton_schulz(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """A matrix (M, N) with its singular values brought close to 1, in float32: what Muon makes of a step.
+
+    With coefficients a, b, c each step takes X to aX + b(XXᵀ)X + c(XXᵀ)²X, from X over its norm (Jordan et al. 2024);
+    ``eps`` is the least norm that it divides by.
+    """
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x, (a, b, c) = wide / wide.norm().clamp(min=eps), coefficients
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 def set_rate(optimisers: list[torch.optim.Optimizer], share: float) -> None:

@@ -6,8 +6,8 @@ so weights and optimiser states are all that has to be kept. They are kept in ``
 (``rendered``), where ``make clean`` leaves them. A checkpoint is checked before it is used, and refused if it is
 damaged. One process at a time trains a model.
 
-The recipe is that of today's small transformers: cross-entropy (or the pixels of hidden patches, see ``masked``),
-linear warm-up and cosine decay, gradient clipping, bfloat16 autocast; Muon for the matrices of the blocks, AdamW for
+The recipe is that of today's small transformers: cross-entropy (or the pixels of hidden patches, see ``masked``, or the
+noise in an image, see ``denoising``), linear warm-up and cosine decay, gradient clipping, bfloat16 autocast where the processor computes in it; Muon for the matrices of the blocks, AdamW for
 everything else (``optimisers``). Muon makes training on two cores practical: after 60,000 images the ViT named 50 % of
 held-out scenes with it, and 30 % with AdamW alone. A ResNet has no such matrices (its kernels have four axes), so there
 AdamW updates all weights.
@@ -17,7 +17,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -34,10 +34,11 @@ from tqdm import tqdm
 
 from helpers import files
 from helpers.images.symmetries import turned
-from helpers.networks import optimisers, rendered, zoo
+from helpers.networks import augmentation, optimisers, rendered, zoo
 from helpers.networks.accuracy import TEST_SCENES, measure
 from helpers.networks.catalogue import Card
 from helpers.networks.colours import ColourHistogram, fit_colours
+from helpers.networks.denoising import Denoiser
 from helpers.networks.inputs import normalise
 from helpers.networks.masked import MaskedAutoencoder
 from helpers.networks.unfused import unfused
@@ -45,13 +46,14 @@ from helpers.networks.unfused import unfused
 WORK = files.ROOT / ".training"  # rendered scenes (4.2 GB) and unfinished runs
 CURVE_POINTS = 50  # about so many points of the loss are kept
 CHECKPOINT_SECONDS = 60
+WITHOUT_LABELS: dict[str, type[MaskedAutoencoder | Denoiser]] = {"masked pixels": MaskedAutoencoder, "noise": Denoiser}
 
 
 @dataclass
 class _Run:
     """A training run as far as it has come: all that a checkpoint keeps."""
 
-    model: nn.Module  # what is optimised: the network, or an autoencoder around it
+    model: nn.Module  # what is optimised: the network, or what learns without labels around it
     optimisers: list[torch.optim.Optimizer]
     step: int = 0
     curve: list[list[float]] = field(default_factory=list)  # [images seen, smoothed loss]
@@ -98,7 +100,7 @@ def train(
         checkpoint = work / f"{card.name}-{_fingerprint(card)}.pt"
         run = _begin(card, checkpoint, device)
         last = steps if stop_after is None else min(steps, run.step + stop_after)
-        with unfused(run.model):
+        with _fast(run.model, device):
             _go_on(run, card, scenes_and_labels, last, checkpoint, checkpoint_seconds, progress)
             if run.step < steps:
                 _keep(run, checkpoint)
@@ -130,10 +132,10 @@ def _alone(card: Card, work: Path) -> Iterator[None]:
 def _begin(card: Card, checkpoint: Path, device: torch.device) -> _Run:
     """The run at its first step, or as its checkpoint has it."""
     model, untaught = _start(card), math.log(len(card.corpus.classes))
-    if card.recipe.objective == "masked pixels":
+    if card.recipe.objective != "labels":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(card.seed)
-            model, untaught = MaskedAutoencoder(model), 1.0
+            model, untaught = WITHOUT_LABELS[card.recipe.objective](model), 1.0
     model = model.to(device)
     run = _Run(model, optimisers.optimisers(model, card.recipe), smoothed=untaught)
     if checkpoint.exists():
@@ -207,11 +209,11 @@ def _go_on(
 
 
 def _step(run: _Run, card: Card, steps: int, batch: torch.Tensor, target: torch.Tensor) -> float:
-    """One step of all optimisers on a batch (B, 3, 64, 64) uint8 with labels (B,); the loss before it."""
+    """One step of all optimisers on a batch as ``_batch`` gives it; the loss before it."""
     optimisers.set_rate(run.optimisers, optimisers.schedule(run.step, steps, card.recipe.warmup))
     images = normalise(_network(run.model), batch)
-    with torch.autocast(batch.device.type, torch.bfloat16):
-        if isinstance(run.model, MaskedAutoencoder):
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=_precision(batch.device) == "bfloat16"):
+        if isinstance(run.model, (MaskedAutoencoder, Denoiser)):
             loss = run.model.loss(images, _generator(card, run.step, 1))
         else:
             loss = F.cross_entropy(run.model(images).float(), target)
@@ -222,6 +224,20 @@ def _step(run: _Run, card: Card, steps: int, batch: torch.Tensor, target: torch.
         optimiser.step()
     run.step += 1
     return loss.item()
+
+
+@contextmanager
+def _fast(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within the context steps are computed in what is fast on this device: see ``_precision`` and ``unfused``."""
+    with ExitStack() as stack:
+        stack.enter_context(unfused(model) if _precision(device) == "bfloat16" else optimisers.muon_in_float32())
+        yield
+
+
+def _precision(device: torch.device) -> str:
+    """What a step computes in: bfloat16 where that is fast, else float32, which is then tens of times faster."""
+    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if native else "float32"
 
 
 def train_missing(cards: Iterable[Card], work: Path = WORK, **options: Any) -> list[str]:
@@ -267,7 +283,7 @@ def _start(card: Card) -> nn.Module:
 
 def _network(model: nn.Module) -> nn.Module:
     """The network of the card: what a run optimises, or the encoder of it."""
-    return model.encoder if isinstance(model, MaskedAutoencoder) else model
+    return model.encoder if isinstance(model, (MaskedAutoencoder, Denoiser)) else model
 
 
 def _train_baseline(card: Card, work: Path, test_scenes: int) -> nn.Module:
@@ -293,10 +309,11 @@ def _store(card: Card, model: nn.Module, test_scenes: int, about: dict) -> None:
 def _batch(
     images: torch.Tensor, labels: torch.Tensor, card: Card, step: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images and labels of a step.
+    """The images (B, 3, 64, 64) uint8 and labels (B,) of a step.
 
     Augmented, they are drawn with replacement, each under one of the eight symmetries of a square. Otherwise each pass
-    over the images has an order of its own, and they are taken in turn, as they are.
+    over the images has an order of its own, and they are taken in turn, as they are. Strongly augmented, labels are
+    shares (B, classes).
     """
     if not card.recipe.augmented:
         passed, place = divmod(step, len(images) // card.recipe.batch)
@@ -305,8 +322,12 @@ def _batch(
         return images[chosen].to(device), labels[chosen].to(device)
     generator = _generator(card, step)
     chosen = torch.randint(len(images), (card.recipe.batch,), generator=generator)
-    symmetry = torch.randint(8, (card.recipe.batch,), generator=generator).to(device)
-    return turned(images[chosen].to(device), symmetry), labels[chosen].to(device)
+    symmetry = torch.randint(8, (card.recipe.batch,), generator=generator)
+    shown, told = turned(images[chosen], symmetry), labels[chosen]
+    if card.recipe.strong:
+        seed = int(torch.randint(2**62, (), generator=generator))
+        shown, told = augmentation.strong(shown, told, len(card.corpus.classes), seed)
+    return shown.to(device), told.to(device)
 
 
 def _generator(card: Card, step: int, stream: int = 0) -> torch.Generator:
@@ -324,7 +345,8 @@ def _about_run(seconds: float, images: int, device: torch.device) -> dict:
     rate = round(images / seconds) if seconds else None
     threads = torch.get_num_threads()
     versions = {"torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__}
-    return {"seconds": round(seconds), "images_per_second": rate, "device": device.type, "threads": threads, **versions}
+    on = {"device": device.type, "precision": _precision(device), "threads": threads}
+    return {"seconds": round(seconds), "images_per_second": rate, **on, **versions}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

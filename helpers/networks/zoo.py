@@ -23,7 +23,8 @@ from torch import nn
 
 from helpers import results
 from helpers.files import CLONE_VARIABLE, INSTALLED, replacing, sha256
-from helpers.networks.catalogue import BASELINE, ZOO, Card, Recipe, build
+from helpers.networks.architectures import build
+from helpers.networks.catalogue import BASELINE, ZOO, Card, Recipe
 from helpers.networks.local_weights import (
     WEIGHTS_VARIABLE,
     is_hash,

@@ -9,7 +9,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from helpers.measures.lesions import first_minus_last, lesions, silenced, spatial_convolutions, units
-from helpers.networks.catalogue import ZOO, build
+from helpers.networks.architectures import build
+from helpers.networks.catalogue import ZOO
 from helpers.networks.inputs import normalise
 from helpers.networks.taps import Tap
 from helpers.uncertainty import whole

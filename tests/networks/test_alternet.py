@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from helpers.measures.attention_maps import attention_maps
 from helpers.networks.alternet import HEADS, BoxBlur, SelfAttention2d, attend, blur_before_subsampling
-from helpers.networks.catalogue import ZOO, build
+from helpers.networks.architectures import build
+from helpers.networks.catalogue import ZOO
 from helpers.networks.taps import taps_for
 
 SIZE = (64, 64)

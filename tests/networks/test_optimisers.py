@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from helpers.networks.catalogue import ZOO, Recipe, build
+from helpers.networks.architectures import build
+from helpers.networks.catalogue import ZOO, Recipe
 from helpers.networks.masked import MaskedAutoencoder
 from helpers.networks.optimisers import optimisers, schedule, set_rate
 

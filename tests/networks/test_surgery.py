@@ -9,7 +9,8 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from helpers.measures.skip_ratios import skip_ratios, sublayers
-from helpers.networks.catalogue import ZOO, build
+from helpers.networks.architectures import build
+from helpers.networks.catalogue import ZOO
 from helpers.networks.surgery import BRANCHES, remove_skip, without_skip
 
 

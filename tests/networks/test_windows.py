@@ -5,7 +5,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from helpers.measures.attention_maps import attention_maps
-from helpers.networks.catalogue import ZOO, build
+from helpers.networks.architectures import build
+from helpers.networks.catalogue import ZOO
 from helpers.networks.unfused import unfused
 from helpers.networks.windows import neighbours, restrict, restricted
 

@@ -17,6 +17,7 @@ from helpers.images.scenes import Corpus, render, split
 from helpers.networks import catalogue, zoo
 from helpers.networks.accuracy import CUES, TEST_SCENES
 from helpers.networks.alternet import SelfAttention2d
+from helpers.networks.architectures import build
 from helpers.networks.encodings import ENCODINGS
 from helpers.networks.inputs import normalise
 from helpers.networks.local_weights import local_card, local_notes
@@ -59,7 +60,7 @@ def tiny(**changes):
 def tiny_zoo(empty_zoo, monkeypatch):
     """A zoo whose "vit" is tiny, untrained, and stored."""
     monkeypatch.setitem(zoo.ZOO, "vit", tiny())
-    zoo.save(tiny(), catalogue.build(tiny()), {"accuracy": {}})
+    zoo.save(tiny(), build(tiny()), {"accuracy": {}})
     return empty_zoo
 
 
@@ -140,14 +141,14 @@ def test_steps_are_pinned_and_others_are_named(tiny_zoo):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(zoo.ZOO, "vit", kept)
         for images in kept.kept:
-            zoo.save_step(kept, catalogue.build(kept, seed=images), images)
-        zoo.save(kept, catalogue.build(kept), {})
-        wanted = catalogue.build(kept, seed=128).state_dict()["head.weight"].half().float()
+            zoo.save_step(kept, build(kept, seed=images), images)
+        zoo.save(kept, build(kept), {})
+        wanted = build(kept, seed=128).state_dict()["head.weight"].half().float()
         assert torch.equal(zoo.load_step("vit", 128).state_dict()["head.weight"], wanted)
         assert torch.equal(zoo.load_step("vit", 0).pos_embed, zoo.load("vit", pretrained=False).pos_embed)
         with pytest.raises(ValueError, match="'vit' was not kept after 64 images, but after 0, 128, 256, "):
             zoo.load_step("vit", 64)
-        zoo.save_step(kept, catalogue.build(kept, seed=3), 128)
+        zoo.save_step(kept, build(kept, seed=3), 128)
         with pytest.raises(OSError, match="vit-128"):
             zoo.load_step("vit", 128)
 
@@ -158,7 +159,7 @@ def test_steps_are_pinned_and_others_are_named(tiny_zoo):
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_the_architectures_are_those_of_the_book(name):
     card = zoo.ZOO[name]
-    model = catalogue.build(card).eval()
+    model = build(card).eval()
     with torch.inference_mode():
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 32)
         features = model.forward_features(torch.zeros(1, 3, 64, 64))
@@ -230,7 +231,7 @@ def test_variants_differ_from_their_control_in_one_thing():
 
 
 def test_seeds_make_different_weights_and_the_same_seed_the_same():
-    first, same, other = (catalogue.build(zoo.ZOO["vit"], seed).state_dict() for seed in (3, 3, 4))
+    first, same, other = (build(zoo.ZOO["vit"], seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[key], same[key]) for key in first)
     assert not torch.equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
 
@@ -245,7 +246,7 @@ def test_building_a_model_leaves_the_random_state_alone():
 
 def test_an_unknown_family_is_named():
     with pytest.raises(ValueError, match="unknown family 'gnn'.*known: vit, resnet, mixer"):
-        catalogue.build(replace(tiny(), family="gnn"))
+        build(replace(tiny(), family="gnn"))
 
 
 # --- untrained twins
@@ -271,7 +272,7 @@ def test_the_twin_of_a_timm_model_needs_no_network_and_has_live_branches():
 
 
 def test_a_saved_model_comes_back_in_half_precision(tiny_zoo):
-    built, loaded = catalogue.build(tiny()), zoo.load("vit")
+    built, loaded = build(tiny()), zoo.load("vit")
     for key, value in built.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value.half().float())
     assert not loaded.training and next(loaded.parameters()).dtype == torch.float32
@@ -343,7 +344,7 @@ def test_weights_that_the_zoos_card_does_not_pin_are_refused(tiny_zoo, pinned):
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e6])
 def test_weights_that_are_not_finite_in_half_precision_are_not_stored(tiny_zoo, value):
     before = {file.name: file.read_bytes() for file in tiny_zoo.iterdir()}
-    model = catalogue.build(tiny())
+    model = build(tiny())
     model.blocks[0].mlp.fc1.weight.data[0, 0] = value
     with pytest.raises(FloatingPointError, match=r"vit is not stored: .*blocks\.0\.mlp\.fc1\.weight"):
         zoo.save(tiny(), model, {"accuracy": {}})
