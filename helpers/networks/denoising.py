@@ -1,8 +1,8 @@
 """A denoiser: a ViT sees an image with noise in it and says what the noise is. Nothing tells it a class.
 
-This is how diffusion models learn to draw (Ho et al. 2020, equation 14): an image x becomes cos(πt/2) · x + sin(πt/2) · ε
-with normal noise ε and a time t, drawn evenly from 0 (the image) to 1 (noise alone), and the network predicts ε. It is
-not told t, which the image shows, so that its encoder is a plain ViT.
+This is how diffusion models learn to draw (Ho et al. 2020, equation 14): an image x becomes
+cos(πt/2) · x + sin(πt/2) · ε with normal noise ε and a time t, drawn evenly from 0 (the image) to 1 (noise alone), and
+the network predicts ε. It is not told t, which the image shows, so that its encoder is a plain ViT.
 """
 
 import math

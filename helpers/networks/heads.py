@@ -1,7 +1,7 @@
 """Heads of another width than the tokens' width over their number.
 
 Usually h heads share the width D of a token, D / h dimensions each, so that more heads are narrower ones. Here each
-head has a width of its own, and number and width can be changed one at a time (as Park & Kim 2022 do, Figures C.5, C.6).
+head has a width of its own, and number and width can be changed one at a time (Park & Kim 2022, Figures C.5 and C.6).
 """
 
 from typing import Any
@@ -11,9 +11,9 @@ from torch import nn
 
 
 def of_width(model: nn.Module, width: int) -> nn.Module:
-    """Give every head of an untrained ViT so many dimensions, in place; their weights are drawn anew. Returns the model.
+    """Give every head of an untrained ViT so many dimensions, in place, with weights drawn anew. Returns the model.
 
-    Queries, keys and values of h heads are then h · ``width`` wide, and the output takes them back to the tokens' width.
+    Queries, keys and values of h heads are h · ``width`` wide, and the projection takes them back to the tokens' width.
 
     Raises ``TypeError`` for a model that is not timm's ``VisionTransformer`` with its own attention, ``ValueError`` for
     a width below 1.

@@ -7,10 +7,10 @@ so weights and optimiser states are all that has to be kept. They are kept in ``
 damaged. One process at a time trains a model.
 
 The recipe is that of today's small transformers: cross-entropy (or the pixels of hidden patches, see ``masked``, or the
-noise in an image, see ``denoising``), linear warm-up and cosine decay, gradient clipping, bfloat16 autocast where the processor computes in it; Muon for the matrices of the blocks, AdamW for
-everything else (``optimisers``). Muon makes training on two cores practical: after 60,000 images the ViT named 50 % of
-held-out scenes with it, and 30 % with AdamW alone. A ResNet has no such matrices (its kernels have four axes), so there
-AdamW updates all weights.
+noise in an image, see ``denoising``), linear warm-up and cosine decay, gradient clipping, bfloat16 autocast where the
+processor computes in it; Muon for the matrices of the blocks, AdamW for everything else (``optimisers``). Muon makes
+training on two cores practical: after 60,000 images the ViT named 50 % of held-out scenes with it, and 30 % with AdamW
+alone. A ResNet has no such matrices (its kernels have four axes), so there AdamW updates all weights.
 """
 
 import argparse

@@ -1,8 +1,7 @@
 """Attention computed step by step, where torch's fused kernel is in the way.
 
 The kernel never forms an attention map, so that none can be read; it has no second derivative, neither by double
-backward nor by forward mode; and on a CPU that computes in bfloat16 it doubles the
-time of a training step.
+backward nor by forward mode; and on a CPU that computes in bfloat16 it doubles the time of a training step.
 """
 
 from collections.abc import Iterator
