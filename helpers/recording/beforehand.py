@@ -72,8 +72,13 @@ class Network:
     def pinned(self) -> dict[str, Any]:
         """What tells it from other networks without loading it. Raises as ``zoo.card``."""
         card = zoo.card(self.name)
-        found = {name: card.get(name) for name in ("architecture", "sha256", "seed", "start", "steps")}
-        return found if self.pretrained else {"architecture": card["architecture"], "seed": self.seed}
+        if not self.pretrained:
+            return {"architecture": card["architecture"], "seed": self.seed}
+        found = {name: card.get(name) for name in ("architecture", "sha256", "seed", "start")}
+        if self.images is None:
+            return found
+        begun = zoo.card(card["start"])["sha256"] if card.get("start") else None  # it is what 0 images are
+        return {**found, "steps": card.get("steps"), "begun": begun}
 
 
 def probes(
