@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from helpers.measures.distributed import Share
 from helpers.measures.streams import at_least_two
 from helpers.networks.inputs import labelled, normalise
-from helpers.networks.places import BRANCH_OUTPUTS, OUTPUTS
+from helpers.networks.places import BRANCH_OUTPUTS, OUTPUTS, stage
 from helpers.networks.taps import Tap, capture, evaluating, taps_for
 from helpers.uncertainty import GROUPS, delete_one
 
@@ -139,17 +139,21 @@ def lesions(
     return delete_one(pd.DataFrame(rows, columns=["unit", "kind", "order", "way"]), measure, range(groups))
 
 
-def first_minus_last(table: pd.DataFrame, way: str = "zero") -> float:
+def first_minus_last(table: pd.DataFrame, way: str = "zero", kind: str | None = None) -> float:
     """Claim P17: what is lost without a stage's first unit minus without its last, in points, mean over stages.
 
-    ``table``: rows of ``lesions`` of a ResNet for one choice of images, one unit a block. Raises ``ValueError`` where
-    names of units have no stage, or a stage has only one.
+    ``table``: rows of ``lesions`` of a network with stages for one choice of images; of a ResNet, one unit a block.
+    ``kind``: of the units that are compared, all by default ("attn" of a Swin). Raises ``ValueError`` where names of
+    units have no stage, a stage has only one, or there are units of several kinds and none is chosen.
     """
     rows = table[table["way"] == way].sort_values("order")
-    stage = rows["unit"].str.extract(r"(?:stages\.|layer)(\d+)\.")[0]
-    if stage.isna().any() or (stage.value_counts() < 2).any():
-        raise ValueError("stages with a first and a last unit are needed; give one unit a block of a ResNet")
-    lost = rows.groupby(stage.to_numpy())["lost"]
+    rows = rows if kind is None else rows[rows["kind"] == kind]
+    if rows["kind"].nunique() > 1:
+        raise ValueError(f"first and last of one kind are compared; say which of {', '.join(rows['kind'].unique())}")
+    stages = rows["unit"].map(stage)
+    if rows.empty or (stages < 0).any() or (stages.value_counts() < 2).any():
+        raise ValueError("stages with a first and a last unit are needed; give one unit a block of a network of stages")
+    lost = rows.groupby(stages.to_numpy())["lost"]
     return float((lost.first() - lost.last()).mean())
 
 

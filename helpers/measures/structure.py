@@ -10,7 +10,6 @@ Depth runs from 0 to 1 along the complete network, so that networks of different
 one that lacks its last stage ends before 1.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ from scipy.stats import spearmanr
 
 from helpers.measures.cka import Sums
 from helpers.measures.cka_result import CKAResult
-from helpers.networks.places import STREAM
+from helpers.networks.places import STREAM, stage
 from helpers.uncertainty import half_width, weighted_jackknife
 
 
@@ -35,21 +34,20 @@ class Places:
 
 
 def places(result: CKAResult, model: str, length: int | None = None) -> Places:
-    """The residual stream of a model in a result: a ViT's embedding and stream, a ResNet's stem and blocks.
+    """The residual stream of a model in a result: a transformer's embedding and stream, a ResNet's stem and blocks.
 
     ``length``: number of the complete network's places after the first, where the result has not all of them (16 for
-    a ResNet-50). The stage of a ResNet's block is the number in its name; a ViT has none (all −1).
+    a ResNet-50). Stages are those of names (``networks.places.stage``); a ViT has none (all −1).
 
     Raises ``ValueError`` for a model that is not there, and for a ``length`` below the number of its places.
     """
     own_kinds = set(result.taps["kind"][result.taps["model"] == model])
     index = result.index(model, [kind for kind in STREAM if kind in own_kinds])
-    names = result.taps["name"].iloc[index]
-    stages = [re.search(r"(?:stages\.|layer)(\d+)", name) for name in names]
+    stages = np.array([stage(name) for name in result.taps["name"].iloc[index]])
     length = len(index) - 1 if length is None else length
     if length < len(index) - 1:
         raise ValueError(f"{model} has {len(index)} places here, more than a complete network of {length + 1}")
-    return Places(index, np.arange(len(index)) / length, np.array([int(stage[1]) if stage else -1 for stage in stages]))
+    return Places(index, np.arange(len(index)) / length, stages)
 
 
 def only(result: CKAResult, *networks: Places) -> tuple[CKAResult, list[Places]]:
@@ -96,13 +94,23 @@ def contrast(matrix: np.ndarray, network: Places, resnet: Places) -> float:
     A network without stages is cut at the depths at which those of ``resnet`` end; the entrance and what lies beyond
     the last end are left out. Raises ``ValueError`` as ``apart`` does.
     """
-    stage = network.stage
-    if (stage < 0).all():
+    parts = network.stage
+    if (parts < 0).all():
         edges = np.array([resnet.depth[resnet.stage == s].max() for s in np.unique(resnet.stage[resnet.stage >= 0])])
-        stage = np.searchsorted(edges, network.depth - 1e-9)
-        stage = np.where((stage == len(edges)) | (np.arange(len(stage)) == 0), -1, stage)
-    inside = stage >= 0
-    return apart(between(matrix, network, network)[np.ix_(inside, inside)], stage[inside])
+        parts = np.searchsorted(edges, network.depth - 1e-9)
+        parts = np.where((parts == len(edges)) | (np.arange(len(parts)) == 0), -1, parts)
+    inside = parts >= 0
+    return apart(between(matrix, network, network)[np.ix_(inside, inside)], parts[inside])
+
+
+def lowest_contrast(matrix: np.ndarray, staged: Sequence[Places], vit: Places, resnet: Places) -> float:
+    """P16: the lowest contrast of networks with stages minus that of a ViT, which is cut where the ResNet's stages end.
+
+    Raises ``ValueError`` as ``contrast``, and for no network with stages.
+    """
+    if not staged or any((network.stage < 0).all() for network in staged):
+        raise ValueError("the lowest contrast is of one network with stages or more")
+    return min(contrast(matrix, network, resnet) for network in staged) - contrast(matrix, vit, resnet)
 
 
 def apart(own: np.ndarray, part: np.ndarray) -> float:

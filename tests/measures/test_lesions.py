@@ -1,5 +1,7 @@
 """Lesions: against networks whose weights are set to zero, against whole passes, and on units that say nothing."""
 
+import re
+
 import pandas as pd
 import pytest
 import timm
@@ -73,6 +75,48 @@ def test_without_a_unit_is_with_its_last_weights_zero():
             assert wanted > 0 and lost(table, unit, "zero") == pytest.approx(float(wanted))
 
 
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        (
+            "swin",
+            {
+                "layers.0.blocks.1.attn": "layers.0.blocks.1.attn.proj",
+                "layers.2.blocks.0.mlp": "layers.2.blocks.0.mlp.fc2",
+            },
+        ),
+        (
+            "pit",
+            {
+                "transformers.1.blocks.0.attn": "transformers.1.blocks.0.attn.proj",
+                "transformers.2.blocks.1.mlp": "transformers.2.blocks.1.mlp.fc2",
+            },
+        ),
+        ("convnext", {"stages.1.blocks.1.branch": "stages.1.blocks.1.mlp.fc2"}),
+    ],
+)
+def test_networks_with_stages_are_silenced_unit_by_unit(name, parts):
+    def make():
+        model = build(ZOO[name], seed=0).eval()
+        torch.manual_seed(0)
+        for layer in parts.values():  # branches that matter
+            nn.init.normal_(model.get_submodule(layer).weight, std=2)
+        return model
+
+    model = make()
+    batches = data(model, 40, 64)
+    every = units(model)
+    table = lesions(model, batches, [tap for tap in every if tap.name in parts], groups=4)
+    blocks = [module for module, _ in model.named_modules() if re.search(r"blocks\.\d+$", module)]
+    assert len(every) == (1 if name == "convnext" else 2) * len(blocks)
+    for unit, layer in parts.items():
+        changed = make()
+        for parameter in changed.get_submodule(layer).parameters():
+            nn.init.zeros_(parameter)
+        wanted = 100 * (1 - accuracy(changed, batches))
+        assert wanted > 0 and lost(table, unit, "zero") == pytest.approx(float(wanted))
+
+
 def test_a_unit_that_says_the_same_of_every_image_costs_nothing_at_its_mean():
     model = vit()
     nn.init.zeros_(model.blocks[1].mlp.fc2.weight)
@@ -129,12 +173,20 @@ def test_families_of_timm_have_units(name):
 def test_the_first_of_a_stage_is_compared_with_its_last():
     names = [f"stages.{stage}.blocks.{block}.conv2" for stage in (0, 1) for block in (0, 1, 2)]
     rows = pd.DataFrame({"unit": names, "order": range(6), "way": "zero", "lost": [10.0, 50, 4, 3, 50, 1]})
+    rows["kind"] = "conv"
     assert first_minus_last(rows.sample(frac=1, random_state=0)) == (6 + 2) / 2
     assert first_minus_last(rows.assign(unit=rows["unit"].str.replace("stages.", "layer"))) == 4
     with pytest.raises(ValueError, match="a first and a last unit"):
         first_minus_last(rows.assign(unit="blocks.0.attn"))
     with pytest.raises(ValueError, match="a first and a last unit"):
         first_minus_last(rows.iloc[:4])
+    branches = [rows.assign(unit=rows["unit"].str.replace("stages.", "layers."), kind=kind) for kind in ("attn", "mlp")]
+    both = pd.concat([branches[0], branches[1].assign(lost=-branches[1]["lost"])])
+    assert first_minus_last(both, kind="attn") == 4 and first_minus_last(both, kind="mlp") == -4
+    with pytest.raises(ValueError, match="say which of attn, mlp"):
+        first_minus_last(both)
+    with pytest.raises(ValueError, match="a first and a last unit"):
+        first_minus_last(both, kind="conv")
 
 
 def test_what_has_no_unit_or_no_accuracy_is_refused():

@@ -5,12 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 from helpers.measures import structure
 from helpers.measures.cka import Sums
 from helpers.measures.cka_result import CKAResult
 from helpers.measures.structure import Places, places
+from helpers.networks.architectures import build
+from helpers.networks.catalogue import ZOO
+from helpers.networks.places import STREAM, stage
+from helpers.networks.taps import capture, taps_for
 
 VIT = Places(np.arange(9), np.arange(9) / 8, np.full(9, -1))
 RESNET = Places(np.arange(9, 18), np.arange(9) / 8, np.array([-1, 0, 0, 1, 1, 2, 2, 3, 3]))
@@ -128,6 +133,48 @@ def test_places_of_networks():
         np.eye(3), ["embed", "blocks.0.resid_mid", "blocks.0.resid_post"], ["embed", "resid_mid", "resid_post"]
     )
     assert places(vit, "m").stage.tolist() == [-1, -1, -1] and places(vit, "m").depth[-1] == 1
+
+
+@pytest.mark.parametrize("name", ["pit", "swin", "convnext"])
+def test_stages_are_those_in_which_a_network_of_the_zoo_changes_its_width(name):
+    model = build(ZOO[name], seed=0).eval()
+    taps = taps_for(model, STREAM)
+    with torch.inference_mode(), capture(model, taps) as found:
+        model(torch.rand(1, 3, 64, 64))
+    width = [found[tap.name].shape[1 if name == "convnext" else -1] for tap in taps]
+    result = result_of(np.eye(len(taps)), [tap.name for tap in taps], [tap.kind for tap in taps])
+    assert places(result, "m").stage.tolist() == [-1, *(sorted(set(width)).index(own) for own in width[1:])]
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("layer3.0.conv2", 3),
+        ("stages.2.blocks.1", 2),
+        ("stages.2", 2),
+        ("layers.1.blocks.0.attn", 1),
+        ("layers_1.blocks.0", 1),
+        ("body.transformers.0.blocks.1.resid_mid", 0),
+        ("body.blocks.3.resid_post", -1),
+        ("embed", -1),
+        ("blocks.1.player2.x", -1),
+    ],
+)
+def test_a_name_tells_its_stage(name, number):
+    assert stage(name) == number
+
+
+def test_the_lowest_contrast_is_held_against_the_vit():
+    swin = Places(np.arange(18, 27), RESNET.depth, RESNET.stage)
+    matrix = np.eye(27)
+    matrix[:18, :18] = joint(np.full((9, 9), 0.8) + 0.2 * np.eye(9), blocks(0.9, 0.1), np.zeros((9, 9)))
+    matrix[18:, 18:] = blocks(0.5, 0.3)
+    for order in ([RESNET, swin], [swin, RESNET]):
+        assert structure.lowest_contrast(matrix, order, VIT, RESNET) == pytest.approx(0.2)
+    assert structure.lowest_contrast(matrix, [RESNET], VIT, RESNET) == pytest.approx(0.8)
+    for staged in ([], [RESNET, VIT]):
+        with pytest.raises(ValueError, match="one network with stages or more"):
+            structure.lowest_contrast(matrix, staged, VIT, RESNET)
 
 
 NAMES, KINDS = ["stem", "layer1.0"], ["stem", "block"]
