@@ -83,7 +83,10 @@ def _pit(card: Card, **network: Any) -> nn.Module:
 
 
 def _swin(card: Card, **network: Any) -> nn.Module:
-    """Windows of 4 × 4 on 16², 8² and 4² tokens, two blocks each, shifted in every other block (Liu et al. 2021)."""
+    """Windows of 4 × 4 on 16², 8² and 4² tokens, two blocks each (Liu et al. 2021).
+
+    They are shifted by two tokens in every other block; in the last stage one window is the whole grid.
+    """
     network |= {"img_size": SIZE, "patch_size": 4, "window_size": 4, "embed_dim": 32, "drop_path_rate": 0.0}
     return SwinTransformer(**{**network, "depths": (2, 2, 2), "num_heads": (2, 4, 8), **card.architecture})
 

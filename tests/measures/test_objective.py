@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from helpers.images.scenes import render, split
 from helpers.measures import objective
+from helpers.networks import augmentation
 from helpers.networks.catalogue import ZOO
 
 
@@ -40,6 +41,37 @@ def test_a_batch_does_not_depend_on_how_many_there_are(card):
     assert torch.equal(few[0][0], many[0][0]) and torch.equal(few[0][1], many[0][1])
     other = objective.training_batches(card, 1, 8, seed=1)
     assert not torch.equal(few[0][0], other[0][0])
+
+
+@pytest.fixture
+def strong(card):
+    return replace(card, recipe=replace(card.recipe, strong=True))
+
+
+def test_strongly_augmented_batches_are_those_of_the_recipe_with_shares_for_labels(card, strong):
+    """The same scenes under the same symmetries, then changed and mixed; the same whatever the number of batches."""
+    plain, few, many = (objective.training_batches(of, n, 8) for of, n in ((card, 2), (strong, 1), (strong, 3)))
+    assert torch.equal(few[0][0], many[0][0]) and torch.equal(few[0][1], many[0][1])
+    for (clean, labels), (images, shares) in zip(plain, many, strict=False):
+        assert images.shape == clean.shape and images.dtype == torch.uint8 and not torch.equal(images, clean)
+        wanted = augmentation.strong(clean, labels, 32, 0 if clean is plain[0][0] else 8)
+        assert torch.equal(images, wanted[0]) and torch.equal(shares, wanted[1])
+        torch.testing.assert_close(shares.sum(1), torch.ones(8))
+    assert not torch.equal(many[0][0], objective.training_batches(strong, 1, 8, seed=1)[0][0])
+
+
+def test_the_loss_of_shares_is_their_cross_entropy(strong):
+    """By hand, and for all of the share on one class the loss of that label."""
+    model, images = vit(), torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    at, labels = objective.weights(model), torch.tensor([0, 2, 1, 1])
+    shares = torch.rand(4, 3)
+    shares = shares / shares.sum(1, keepdim=True)
+    logits = model((images.float() / 255 - 0.5) / 0.25).detach()
+    wanted = -(shares * logits.log_softmax(1)).sum(1).mean()
+    assert float(objective.loss(model, at, images, shares).detach()) == pytest.approx(float(wanted), rel=1e-5)
+    sure = F.one_hot(labels, 3).float()
+    one, other = (float(objective.loss(model, at, images, told).detach()) for told in (labels, sure))
+    assert one == pytest.approx(other, rel=1e-5)
 
 
 @pytest.mark.parametrize("count, size", [(0, 4), (1, 0), (11, 4)])

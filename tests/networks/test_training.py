@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.optim import _muon
 
 from helpers import files
 from helpers.images.scenes import NOVEL, Corpus, render
@@ -19,6 +20,7 @@ from helpers.networks.weights import load_into
 RECIPE = Recipe(images_seen=480, distinct_images=96, batch=16)  # 30 steps
 STEPS = 30
 VIT = Card("tiny-vit", "vit", "a tiny transformer", {"embed_dim": 32, "depth": 2, "num_heads": 2}, RECIPE)
+STRONG = replace(VIT, name="tiny-strong", recipe=replace(RECIPE, strong=True))
 RESNET = Card("tiny-resnet", "resnet", "a tiny ResNet", {"layers": (1, 1, 1, 1), "channels": (32,) * 4}, RECIPE)
 QUICK = {"test_scenes": 16, "progress": False}
 
@@ -91,7 +93,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_path, m
     assert not list(work.glob("*.pt"))  # a finished run leaves no checkpoint
 
 
-@pytest.mark.parametrize("card", [VIT, RESNET], ids=lambda card: card.name)
+@pytest.mark.parametrize("card", [VIT, RESNET, STRONG], ids=lambda card: card.name)
 def test_stops_change_neither_weights_nor_optimiser(card, tmp_path):
     """Compared before the weights are rounded to half precision, one step before the end."""
     once, often = tmp_path / "once", tmp_path / "often"
@@ -264,6 +266,58 @@ def test_without_augmentation_each_pass_shows_every_scene_once_as_it_is(tmp_path
         assert [label for _, label in found] == labels.tolist()
         passes += [i for i, _ in found]
     assert sorted(passes[:96]) == sorted(passes[96:]) == list(range(96)) and passes[:96] != passes[96:]
+
+
+def test_strongly_augmented_labels_are_shares_and_a_step_decides_them():
+    """What is mixed is scenes under the symmetries of the square, as ``augmentation.strong`` mixes them."""
+    drawn, device = render(Corpus(), range(96)), torch.device("cpu")
+    images, shares = training._batch(drawn.images, drawn.label, STRONG, 3, device)
+    assert images.shape == (16, 3, 64, 64) and images.dtype == torch.uint8 and shares.shape == (16, 32)
+    again, other = (training._batch(drawn.images, drawn.label, STRONG, step, device) for step in (3, 4))
+    assert torch.equal(images, again[0]) and torch.equal(shares, again[1]) and not torch.equal(images, other[0])
+    plain, labels = training._batch(drawn.images, drawn.label, VIT, 3, device)
+    top = shares.topk(2).indices
+    assert all(label in pair for label, pair in zip(labels.tolist(), top.tolist(), strict=True))  # the same scenes
+    assert not torch.equal(images, plain)
+
+
+def test_a_strongly_augmented_run_is_stored_with_its_accuracies(tmp_path):
+    """It learns from shares and is measured on labels, as any other network that was told classes."""
+    train(replace(STRONG, recipe=replace(STRONG.recipe, images_seen=64)), tmp_path, **QUICK)
+    card = zoo.card(STRONG.name)
+    assert card["recipe"]["strong"] and card["accuracy"]["all cues"].keys() == {"pair", "shape", "texture"}
+    assert card["curve"][0][1] == pytest.approx(3.47, abs=0.2)  # ln 32: shares of 32 classes, not yet learnt
+
+
+# --- what a step computes in
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_step_is_in_bfloat16_where_the_processor_has_it_and_else_in_float32(tmp_path, monkeypatch, native):
+    """Activations, Muon's routine and attention; the card says which it was."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    seen, step, theirs = [], training._step, _muon._zeropower_via_newtonschulz
+
+    def watched(run, *rest):
+        hook = run.model.blocks[0].mlp.fc1.register_forward_hook(
+            lambda module, given, out: seen.append((out.dtype, run.model.blocks[0].attn.fused_attn))
+        )
+        seen.append(_muon._zeropower_via_newtonschulz is theirs)
+        loss = step(run, *rest)
+        hook.remove()
+        return loss
+
+    monkeypatch.setattr(training, "_step", watched)
+    model = train(replace(VIT, recipe=replace(RECIPE, images_seen=16)), tmp_path, **QUICK)
+    assert seen == [native, (torch.bfloat16 if native else torch.float32, not native)]
+    assert zoo.card(VIT.name)["run"]["precision"] == ("bfloat16" if native else "float32")
+    assert _muon._zeropower_via_newtonschulz is theirs and model.blocks[0].attn.fused_attn
+
+
+def test_a_gpu_computes_in_bfloat16():
+    assert training._precision(torch.device("cuda")) == "bfloat16"
 
 
 # --- make zoo
