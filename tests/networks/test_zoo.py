@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -80,10 +81,10 @@ def test_a_main_model_is_as_good_as_its_card_says(name):
 @pytest.mark.parametrize("name", STORED)
 def test_a_stored_model_is_as_good_and_leans_on_the_cues_as_its_card_says(name):
     model, corpus = zoo.load(name), {**zoo.ZOO, zoo.BASELINE.name: zoo.BASELINE}[name].corpus
+    if "accuracy" not in zoo.card(name):  # of a network that was told no class none is asked for
+        assert zoo.ZOO[name].recipe.objective != "labels"
+        return
     for cue in (*CUES, *([] if name in COUNTED else [None])):  # a few of the card's scenes: equal up to sampling
-        if "accuracy" not in zoo.card(name):
-            assert zoo.ZOO[name].recipe.objective != "labels"
-            continue
         count = 1024 if name in MAIN or cue is None else 256
         found = shares(model, held_out(cue, count, corpus))
         for what, share in zoo.card(name)["accuracy"][f"without {cue}" if cue else "all cues"].items():
@@ -109,6 +110,8 @@ def test_a_card_tells_how_the_model_was_trained(name):
     card = zoo.card(name)
     assert card["run"]["seconds"] > 0 and {"torch", "timm", "numpy", "threads"} <= set(card["run"])
     seen = [images for images, _ in card["curve"]]
+    precision = card["run"].get("precision", "bfloat16")  # the first cards do not say it
+    assert precision in ("bfloat16", "float32") and ("accuracy" in card) == (zoo.ZOO[name].recipe.objective == "labels")
     assert seen == sorted(seen) and 0.9 * card["recipe"]["images_seen"] < seen[-1] <= card["recipe"]["images_seen"]
     assert card["curve"][-1][1] < card["curve"][0][1]
 
@@ -164,37 +167,56 @@ def test_the_architectures_are_those_of_the_book(name):
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 32)
         features = model.forward_features(torch.zeros(1, 3, 64, 64))
     if card.family == "vit":
-        cls = 0 if name.startswith("vit-gap") else 1
-        width, depth = (64, 4) if name.startswith("vit-small") else (128, 8)
-        heads = 8 if card in (*catalogue.MASKED, *catalogue.MAIN) or card.start else 4
-        assert {block.attn.num_heads for block in model.blocks} == {heads}
-        assert features.shape == (1, 64 + cls, width) and len(model.blocks) == depth
-        assert model.num_prefix_tokens == cls and model.global_pool == ("token" if cls else "avg")
-        lacking = [i for i, block in enumerate(model.blocks) if isinstance(block, SkiplessBlock)]
-        assert lacking == ([card.without_skip[0]] if card.without_skip else [])
-    elif card.family == "mixer":
-        assert features.shape == (1, 64, 128) and len(model.blocks) == 8
+        is_the_vit_of(card, model, features.shape)
+    elif card.family == "resnet":
+        is_the_resnet_of(card, model, features.shape)
     else:
-        assert features.shape == (1, 256, 5, 5)  # the stem pads by one more pixel than it needs: 34, 17, 9 and 5
-        assert [len(stage.blocks) for stage in model.stages] == [4, 4, 4, 4]
-        norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
-        assert norms and {norm.num_groups for norm in norms} == {8}
-        assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-        convolutions = [module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-        standardised = [module for module in convolutions if type(module).__name__ == "StdConv2d"]
-        attention = [module for module in model.modules() if isinstance(module, SelfAttention2d)]
-        assert len(attention) == len(card.attention)
-        others = 1 + 2 * len(attention)  # the classifier, a 1 × 1 convolution, and the projections of attention
-        assert len(standardised) == len(convolutions) - others
+        shapes = {"mixer": (1, 64, 128), "pit": (1, 1, 128), "swin": (1, 4, 4, 128), "convnext": (1, 256, 2, 2)}
+        assert features.shape == shapes[card.family]  # a PiT hands on its class token alone
+        blocks = [module for name, module in model.named_modules() if re.search(r"(^|\.)blocks\.\d+$", name)]
+        assert len(blocks) == (6 if card.family in ("pit", "swin") else 8)
+
+
+def is_the_vit_of(card, model, features):
+    """As many tokens, blocks and heads as the catalogue says, of their width."""
+    cls = 0 if card.name.startswith("vit-gap") else 1
+    width, depth = (64, 4) if card.name.startswith("vit-small") else (128, 8)
+    patch = {"vit-small-patch4": 4, "vit-small-patch16": 16}.get(card.name.removesuffix("-seed1"), 8)
+    few = 8 if card in (*catalogue.MASKED, *catalogue.MAIN) or card.start else 4
+    heads, wide = few, width // few
+    if named := re.match(r"vit-small-heads(\d)", card.name):
+        heads, wide = int(named[1]), 16
+    if named := re.match(r"vit-small-head-width(\d+)", card.name):
+        heads, wide = 4, int(named[1])
+    assert {(block.attn.num_heads, block.attn.head_dim) for block in model.blocks} == {(heads, wide)}
+    assert features == (1, (64 // patch) ** 2 + cls, width) and len(model.blocks) == depth
+    assert model.num_prefix_tokens == cls and model.global_pool == ("token" if cls else "avg")
+    lacking = [i for i, block in enumerate(model.blocks) if isinstance(block, SkiplessBlock)]
+    assert lacking == ([card.without_skip[0]] if card.without_skip else [])
+
+
+def is_the_resnet_of(card, model, features):
+    """Standardised convolutions and GroupNorms in four stages, and attention where the catalogue has it."""
+    assert features == (1, 256, 5, 5)  # the stem pads by one more pixel than it needs: 34, 17, 9 and 5
+    assert [len(stage.blocks) for stage in model.stages] == [4, 4, 4, 4]
+    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+    assert norms and {norm.num_groups for norm in norms} == {8}
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    convolutions = [module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    standardised = [module for module in convolutions if type(module).__name__ == "StdConv2d"]
+    attention = [module for module in model.modules() if isinstance(module, SelfAttention2d)]
+    assert len(attention) == len(card.attention)
+    others = 1 + 2 * len(attention)  # the classifier, a 1 × 1 convolution, and the projections of attention
+    assert len(standardised) == len(convolutions) - others
 
 
 def test_variants_differ_from_their_control_in_one_thing():
-    """Each variant differs from its control in what its name says, and in nothing else."""
+    """Each variant differs from its control in what its name says, and in nothing else of what is built and trained."""
     zoo_of = {name: asdict(card) for name, card in zoo.ZOO.items()}
 
     def differences(name, control):
         a, b = zoo_of[name], zoo_of[control]
-        changed = {key for key in a if a[key] != b[key]} - {"name", "about", "recipe"}
+        changed = {key for key in a if a[key] != b[key]} - {"name", "about", "recipe", "kept"}
         return changed | {key for key in a["recipe"] if a["recipe"][key] != b["recipe"][key]}
 
     for card in catalogue.SKIPLESS:
@@ -208,7 +230,7 @@ def test_variants_differ_from_their_control_in_one_thing():
         assert differences(f"{control}-seed1", control) == {"seed"}
     for name in (card.name for card in (*catalogue.MASKED, *catalogue.MAIN) if card.seed):
         first, seed = name.split("-seed")
-        assert differences(name, first) - {"start", "kept"} == {"seed"} and zoo_of[name]["kept"] == ()
+        assert differences(name, first) - {"start"} == {"seed"} and zoo_of[name]["kept"] == ()
         start = zoo_of[first]["start"]
         assert zoo_of[name]["start"] == (start and f"{start}-seed{seed}")
     for card in catalogue.BUILT:
@@ -220,11 +242,29 @@ def test_variants_differ_from_their_control_in_one_thing():
         assert differences(card.name, "vit-small-seed1" if card.seed else "vit-small") == {"encoding"}
         assert card.name.removesuffix("-seed1") == f"vit-small-{card.encoding}"
     assert {card.encoding for card in catalogue.POSITIONS} == set(ENCODINGS) - {"learned"}
+    of_the_small_vit = {"architecture": (*catalogue.HEADS, *catalogue.PATCHES), "strong": catalogue.STRONG}
+    for what, cards in {**of_the_small_vit, "objective": catalogue.OBJECTIVES}.items():
+        for card in cards:
+            assert differences(card.name, "vit-small-seed1" if card.seed else "vit-small") == {what}
+            assert {card.name.removesuffix("-seed1") + end for end in ("", "-seed1")} <= zoo_of.keys()
+    for card in (*catalogue.HEADS, *catalogue.PATCHES):
+        what, number = re.fullmatch(r"vit-small-([a-z-]+)(\d+)(?:-seed1)?", card.name).groups()
+        changed = dict(set(card.architecture.items()) - set(zoo.ZOO["vit-small"].architecture.items()))
+        key = {"heads": "num_heads", "head-width": "head_width", "patch": "patch_size"}[what]
+        assert changed == {key: int(number), **({"head_width": 16} if what == "heads" else {})}
+    assert {card.name: card.recipe.objective for card in catalogue.OBJECTIVES if not card.seed} == {
+        "vit-small-mae": "masked pixels",
+        "vit-small-denoiser": "noise",
+    }
+    for card in catalogue.STAGED:  # an architecture is its family: the ViT's recipe
+        assert differences(card.name, "vit-short-seed1" if card.seed else "vit-short") == {"family"}
+    assert zoo.ZOO["vit-small"].kept == (catalogue.SHORT.warmup * catalogue.SHORT.images_seen,)  # the end of warm-up
+    assert {card.kept for card in catalogue.STAGED} == {zoo.ZOO["vit-small"].kept}
     assert differences("resnet-brief", "resnet-short") == {"images_seen", "distinct_images"}
     assert differences("vit-small", "vit-short") == {"architecture"}
     assert differences("mixer", "vit-short") == {"family"}
-    assert differences("vit-gap", "vit") == {"architecture", "kept"}
-    assert differences("vit-mae", "vit") == {"images_seen", "objective", "start", "kept"}
+    assert differences("vit-gap", "vit") == {"architecture"}
+    assert differences("vit-mae", "vit") == {"images_seen", "objective", "start"}
     assert differences("resnet-short", "mixer") == {"family", "learning_rate"}
     steps = {card.recipe.images_seen for card in (*catalogue.SKIPLESS, *catalogue.SCARCE, zoo.ZOO["resnet-short"])}
     assert steps == {catalogue.SHORT.images_seen}
