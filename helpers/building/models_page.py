@@ -15,7 +15,8 @@ from helpers.images.scenes import Corpus
 from helpers.markup import code, literal
 from helpers.networks import zoo
 from helpers.networks.accuracy import CUES, TEST_SCENES
-from helpers.networks.catalogue import BRIEF, FRESH, MAIN, MASKED, SHORT
+from helpers.networks.augmentation import SMOOTHING
+from helpers.networks.catalogue import BRIEF, FRESH, MAIN, MASKED, SHORT, STAGED
 from helpers.networks.masked import SEEN
 
 
@@ -45,8 +46,9 @@ def _zoo_sections() -> list[str]:
     about = _prose(f"""
         The networks name the {len(corpus.classes)} classes of the [corpus](/notebooks/00_scenes.ipynb), pairs of a
         shape and a texture. All were trained in batches of {FRESH.batch} scenes, with linear warm-up and cosine decay,
-        weight decay {FRESH.weight_decay:g} and bfloat16 arithmetic; the matrices inside transformer blocks by Muon
-        {{cite:p}}`jordan2024`, everything else by AdamW. The main networks share {FRESH.distinct_images:,} scenes,
+        weight decay {FRESH.weight_decay:g} and bfloat16 arithmetic, or float32 where that is said below, since some
+        processors have no bfloat16 and are tens of times slower with it. The matrices inside blocks are trained by
+        Muon {{cite:p}}`jordan2024`, everything else by AdamW. The main networks share {FRESH.distinct_images:,} scenes,
         numbers 0 to {FRESH.distinct_images - 1:,} of the corpus, and see them as they are, in an order of their own.
         Their ViTs begin as masked autoencoders {{cite:p}}`he2022`, which see {SEEN:.0%} of an image's patches, draw the
         others and are told no class; then cross-entropy takes over. These autoencoders are models of their own here.
@@ -60,6 +62,24 @@ def _zoo_sections() -> list[str]:
         the same number of images, the first scenes of the training set again and again. Networks that are built step by
         step have a schedule and a control of their own, `resnet-brief`: {BRIEF.images_seen:,} images of the first
         {BRIEF.distinct_images:,} scenes, so that there is room to gain.""")
+    heads = _prose("""
+        With another number of heads (`vit-small-heads…`) each keeps the 16 dimensions that it has in `vit-small`, and
+        with heads of another width (`vit-small-head-width…`) there are four, as there: all heads of a block together
+        may be wider or narrower than a token. `vit-small-patch…` have patches of another size, and so more tokens or
+        fewer. A network that was trained in float32 differs from a control in bfloat16 in that as well.""")
+    objectives = _prose(f"""
+        `vit-small-strong` sees its scenes augmented as photographs are for ViTs {{cite:p}}`touvron2021`. Brightness,
+        contrast, saturation and hue change at random, and one scene in four loses a rectangle. Then each is mixed with
+        another of its batch, which is laid over it or fills a rectangle of it; labels are mixed in the same shares, and
+        {SMOOTHING:.0%} of them go to all classes alike. Two of these are told no class, so they have no accuracies
+        below. `vit-small-mae` draws hidden patches, as `vit-mae` does. `vit-small-denoiser` sees a scene mixed with
+        normal noise, in shares from the scene alone to noise alone that are drawn anew each time, and says what the
+        noise is {{cite:p}}`ho2020`; of the shares it is told nothing.""")
+    stages = _prose("""
+        Three networks have stages, each on a coarser grid and wider than the one before: PiT {cite:p}`heo2021`, which
+        pools its tokens, Swin {cite:p}`liu2021`, which attends in windows, and ConvNeXt {cite:p}`liu2022`, which is
+        convolutional. All three are on the recipe of the ViTs, rates included, and not on that of the ResNets, which
+        learn four times as fast. Heads of PiT and Swin are as wide as those of `vit-small`.""")
     hours = sum(card["run"]["seconds"] for card in networks.values()) / 3600
     minutes = _prose(f"""
         *Images seen* counts repetitions. `vit-novel` starts from the weights of `vit` and is trained, and measured
@@ -78,8 +98,9 @@ def _zoo_sections() -> list[str]:
     sections = [
         "## Trained on scenes",
         about,
-        "\n".join(f"- {code(name)}: {literal(card['about'])}; {_size(name)}." for name, card in main.items()),
-        *([variants, "\n".join(_about(name, card) for name, card in others.items())] if others else []),
+        "\n".join(_about(name, card, sized=True) for name, card in main.items()),
+        *([variants, heads, objectives, stages] if others else []),
+        *(["\n".join(_about(name, card) for name, card in others.items())] if others else []),
         _table(
             ("Network", "Images seen", "Seed", "Minutes", "Images/s", "Weights (sha256)"),
             [_training_row(name, card) for name, card in networks.items()],
@@ -98,8 +119,11 @@ def _zoo_sections() -> list[str]:
     return sections
 
 
-def _about(name: str, card: dict) -> str:
-    return f"- {code(name)}: {literal(card['about'])}."
+def _about(name: str, card: dict, sized: bool = False) -> str:
+    """A network's line: what it is, its size where it has one of its own, its arithmetic where it is not bfloat16."""
+    size = f"; {_size(name)}" if sized or name in [staged.name for staged in STAGED] else ""
+    precision = card["run"].get("precision", "bfloat16")  # the first cards do not say it
+    return f"- {code(name)}: {literal(card['about'])}{size}{'' if precision == 'bfloat16' else f'; in {precision}'}."
 
 
 def _training_row(name: str, card: dict) -> tuple[str, ...]:
@@ -115,15 +139,16 @@ def _size(name: str) -> str:
     model: Any = zoo.build(zoo.ZOO[name])  # its parts differ from one family to another
     parameters = f"{sum(value.numel() for value in model.parameters()) / 1e6:.1f} million parameters"
     rates = f"AdamW at {recipe.learning_rate:g}"
-    if hasattr(model, "stages"):
-        blocks = [len(stage.blocks) for stage in model.stages]
-        return f"{sum(blocks)} residual blocks in {len(blocks)} stages, {parameters}; {rates}"
+    if zoo.ZOO[name].family != "resnet":
+        rates += f", Muon at {recipe.matrix_learning_rate:g}"
+    stages = [stage for part in ("stages", "layers", "transformers") for stage in getattr(model, part, [])]
+    if stages:
+        return f"{sum(len(stage.blocks) for stage in stages)} blocks in {len(stages)} stages, {parameters}; {rates}"
     form = f"{len(model.blocks)} blocks of width {model.embed_dim}"
     if hasattr(model.blocks[0], "attn"):
         form += f" with {model.blocks[0].attn.num_heads} heads"
     patches = model.stem if hasattr(model, "stem") else model.patch_embed
-    form += f", patches of {patches.patch_size[0]} pixels"
-    return f"{form}, {parameters}; {rates}, Muon at {recipe.matrix_learning_rate:g}"
+    return f"{form}, patches of {patches.patch_size[0]} pixels, {parameters}; {rates}"
 
 
 def _machines(cards: dict[str, dict]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from bs4 import BeautifulSoup
@@ -13,6 +14,9 @@ from helpers.claims import registry, scoreboard
 from helpers.claims.verdicts import record
 from helpers.markup import one_line
 from helpers.networks import catalogue, zoo
+from helpers.networks.accuracy import CUES
+
+STAGED = {"pit": (6, 3), "swin": (6, 3), "convnext": (8, 4)}  # blocks, stages
 
 
 def tables(page):
@@ -45,6 +49,50 @@ def test_every_table_is_whole():
     for table in tables(models_page.models_page()):
         assert len(table) > 2 and len({len(row) for row in table}) == 1
         assert max(len(row) for row in table) <= 6  # columns, for a phone
+
+
+@pytest.fixture(scope="module")
+def small_page(tmp_path_factory):
+    """The page of a zoo of untrained networks: told classes and not, of older cards and of newer, with stages."""
+    shares = {"pair": 0.5, "shape": 0.75, "texture": 0.625}
+    accuracy = {"accuracy": {cue: shares for cue in ("all cues", *(f"without {cue}" for cue in CUES))}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "FOLDER", tmp_path_factory.mktemp("zoo"))
+        for name in ("vit", "vit-small", "vit-small-strong", "vit-small-mae", "vit-small-denoiser", *STAGED):
+            card = replace(catalogue.ZOO[name], kept=())
+            run = {"seconds": 60, "images_per_second": 500, "device": "cpu", "threads": 1, "precision": "float32"}
+            if name in ("vit", "vit-small"):
+                del run["precision"]
+            zoo.save(card, zoo.build(card), {"run": run, **(accuracy if card.recipe.objective == "labels" else {})})
+        return models_page.models_page()
+
+
+def test_networks_that_were_told_no_class_have_a_line_and_no_accuracy(small_page):
+    training, good, lean = tables(small_page)[:3]
+    without = {"`vit-small-mae`", "`vit-small-denoiser`"}
+    assert {row[0] for row in training[2:]} - {row[0] for row in good[2:]} == without
+    assert [row[0] for row in good[2:]] == [row[0] for row in lean[2:]] and good[-1][0] == "chance"
+    assert all(f"- {name}: " in small_page for name in without)
+
+
+def test_precision_is_said_where_it_is_not_bfloat16(small_page):
+    listed = small_page.split("###")[0].splitlines()
+    lines = {line.split("`")[1]: line for line in listed if line.startswith("- `")}
+    said = {name for name, line in lines.items() if line.endswith("; in float32.")}
+    assert (
+        said
+        == {"vit-small-strong", "vit-small-mae", "vit-small-denoiser", *STAGED}
+        == set(lines) - {"vit", "vit-small"}
+    )
+
+
+def test_the_size_of_networks_with_stages_is_said(small_page):
+    rates = "AdamW at 0.001, Muon at 0.002"
+    for name, (blocks, stages) in STAGED.items():
+        millions = sum(value.numel() for value in zoo.build(catalogue.ZOO[name]).parameters()) / 1e6
+        size = f"{blocks} blocks in {stages} stages, {millions:.1f} million parameters; {rates}; in float32."
+        assert f"- `{name}`: {catalogue.ZOO[name].about}; {size}" in small_page
+    assert f"8 blocks of width 128 with 8 heads, patches of 8 pixels, 1.6 million parameters; {rates}." in small_page
 
 
 def test_what_is_not_trained_yet_is_listed(tmp_path, monkeypatch):
