@@ -82,6 +82,13 @@ SHORT = tuple(State(f"{network}{seed}") for network in ("vit-short", "resnet-sho
 SCARCE = (State("vit-data10"),)
 UNTRAINED = (State("vit", -1), State("resnet", -1))
 EARLY = (State("vit", 16_000), State("resnet", 16_000))  # the kept steps nearest to the end of warm-up
+# The small ViT with one thing changed, and networks with stages, all on one recipe: what claims ask for comes first.
+_CHANGED = ("heads1", "heads8", "head-width8", "head-width32", "patch16", "strong")
+_NETWORKS = ("vit-small", *(f"vit-small-{what}" for what in _CHANGED), "pit", "swin")
+SMALL = tuple(State(f"{network}{seed}") for seed in ("", "-seed1") for network in _NETWORKS)
+SMALL += tuple(State(network) for network in ("convnext", "convnext-seed1", "vit-small-patch4"))
+WARM = tuple(State(f"{network}{seed}", 16_000) for seed in ("", "-seed1") for network in ("vit-small", "pit", "swin"))
+SMALL_UNTRAINED = tuple(State(network, -1) for network in _NETWORKS if network != "vit-small-strong")
 LATER = tuple(State("vit", seen) for seen in (0, 64_000, 128_000)) + tuple(
     State("resnet", seen) for seen in (2_560, 6_400, 32_000, 64_000, 128_000)
 )
@@ -132,6 +139,8 @@ def _hessian(state: State, batches: int, size: int = 16, top: int = 5) -> Piece:
 PIECES = (
     *(_hessian(state, 5) for state in (*EARLY, *ENDS, *POOLED, *SHORT, *SCARCE)),
     *(_hessian(state, 3) for state in (*UNTRAINED, *LATER)),
+    *(_hessian(state, 5) for state in (*WARM, *SMALL)),
+    *(_hessian(state, 3) for state in SMALL_UNTRAINED),
     *(Piece("landscape_rays", state, (("per", per),)) for per in landscape.FILTERS for state in ENDS),
     *(_hessian(state, 1, 128, 1) for state in (ENDS[0], ENDS[3])),
     *(Piece("landscape_planes", state, (("per", "output"),)) for state in (ENDS[0], ENDS[3])),
@@ -168,11 +177,12 @@ def record(piece: Piece, out: Path, model: nn.Module) -> bool:
 def _inputs(piece: Piece, model: nn.Module) -> str:
     """A sha256 of all that a piece depends on: weights, network, images, settings and the way of measuring."""
     card = piece.state.card
+    strongly = ["strong"] if card.recipe.strong else []
     found = {
         "table": piece.table,
         "state": asdict(piece.state),
         "network": [card.family, card.architecture],
-        "images": [card.recipe.distinct_images, card.recipe.augmented, repr(card.corpus)],
+        "images": [card.recipe.distinct_images, card.recipe.augmented, repr(card.corpus), *strongly],
         "settings": [*piece.settings, card.recipe.weight_decay, TOLERANCE, RADII, RAYS, AXIS, LOOKED_AT],
         "weights": store.weights_hash(model),
         "version": VERSION,

@@ -8,10 +8,15 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
 
 from helpers import results
 from helpers.measures import hessian, landscape, objective
-from helpers.networks.catalogue import ZOO
+from helpers.networks import architectures
+from helpers.networks.catalogue import HEADS, PATCHES, STAGED, STRONG, ZOO
+from helpers.networks.inputs import normalise
+from helpers.networks.unfused import unfused
 from helpers.recording import curvature
 from helpers.recording.curvature import Piece, State
 
@@ -39,6 +44,47 @@ def test_pieces_add_up_and_are_made_once(tmp_path):
     assert table.groupby("network").size().to_dict() == {"vit-small": 4, "vit-small-seed1": 4}
     assert list(sidecar["pieces"]) == ["vit-small 2 4 2", "vit-small-seed1 2 4 2"]
     assert list(sidecar["models"]) == ["vit-small", "vit-small-seed1"]
+
+
+def test_networks_whose_claims_ask_for_spectra_are_among_the_pieces():
+    of = {(piece.state.network, piece.state.seen) for piece in curvature.PIECES if piece.table == "hessian"}
+    ends = {card.name for card in (*HEADS, *PATCHES, *STRONG, *STAGED)} | {"vit-small", "vit-small-seed1"}
+    ends -= {card.name for card in HEADS if "heads2" in card.name} | {"vit-small-patch4-seed1"}
+    assert {(name, None) for name in ends} <= of
+    early = {f"{network}{seed}" for network in ("vit-small", "pit", "swin") for seed in ("", "-seed1")}
+    assert {(name, 16_000) for name in early} <= of and all(16_000 in ZOO[name].kept for name in early)
+
+
+def test_strongly_augmented_images_are_other_inputs(monkeypatch):
+    card, model, inputs = ZOO["vit-small"], network(), curvature._inputs
+    before = inputs(piece(), model)
+    monkeypatch.setitem(ZOO, "vit-small", replace(card, recipe=replace(card.recipe, strong=True)))
+    assert inputs(piece(), model) != before
+
+
+@pytest.mark.parametrize("name", ["swin", "pit", "convnext"])
+def test_products_with_the_hessian_of_networks_with_stages_are_changes_of_their_gradient(name):
+    """(∇L(w + h v) − ∇L(w − h v)) / 2h, in float64."""
+    small = {"swin": {"depths": (2, 2)}, "pit": {"depth": (1, 1, 1)}, "convnext": {"dims": (8, 8, 8, 8)}}
+    model = architectures.build(replace(ZOO[name], architecture=small[name])).eval()
+    images, labels = objective.training_batches(ZOO[name], 1, 2)[0]
+    inputs, model = normalise(model, images).double(), model.double()
+    w = {key: each.detach() for key, each in model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    v = {key: torch.randn(each.shape, generator=generator, dtype=torch.float64) for key, each in w.items()}
+    v = {key: each / torch.cat([one.reshape(-1) for one in v.values()]).norm() for key, each in v.items()}
+
+    def at(step):
+        moved = {key: (w[key] + step * v[key]).requires_grad_() for key in w}
+        return F.cross_entropy(functional_call(model, moved, (inputs,)), labels), list(moved.values())
+
+    def gradient(step):
+        return torch.cat([part.reshape(-1) for part in torch.autograd.grad(*at(step))])
+
+    with unfused(model):
+        found = hessian.hessian_vector_product(*at(0))(torch.cat([each.reshape(-1) for each in v.values()]))
+        expected = (gradient(1e-5) - gradient(-1e-5)) / 2e-5
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("change", ["weights", "settings", "recipe", "way of measuring"])
