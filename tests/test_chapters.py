@@ -135,6 +135,12 @@ SMALL = {
             "5 × 5": ["vit-small-window5-seed1", "vit-small-window5"],
             "all": ["vit-small-seed1", "vit-small"],
         },
+        "staged": {
+            "PiT": ["pit", "not trained yet"],
+            "Swin": ["swin", "pit"],  # a second network that has stages
+            "ResNet": ["resnet-short-seed1", "resnet-short"],
+            "ViT": ["vit-small", "vit-short"],
+        },
         "images": 32,
         "similar": 64,
         "tested": 64,
