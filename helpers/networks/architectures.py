@@ -93,7 +93,7 @@ def _swin(card: Card, **network: Any) -> nn.Module:
 
 def _convnext(card: Card, **network: Any) -> nn.Module:
     """Two blocks each on 16², 8², 4² and 2² positions, without layer scale (Liu et al. 2022)."""
-    network |= {"patch_size": 4, "depths": (2, 2, 2, 2), "dims": (32, 64, 128, 256), "ls_init_value": None}
+    network |= {"patch_size": 4, "depths": (2, 2, 2, 2), "dims": (16, 32, 64, 128), "ls_init_value": None}
     return ConvNeXt(**{**network, **card.architecture})
 
 

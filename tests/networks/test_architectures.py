@@ -15,7 +15,7 @@ from helpers.networks.positions import has_class_token, positions, prefix_tokens
 from helpers.networks.taps import capture, taps_for
 
 GRIDS = {"pit": (15, 8, 4), "swin": (16, 8, 4), "convnext": (16, 8, 4, 2)}  # of stages, two blocks each
-WIDTHS = {"pit": (32, 64, 128), "swin": (32, 64, 128), "convnext": (32, 64, 128, 256)}
+WIDTHS = {"pit": (32, 64, 128), "swin": (32, 64, 128), "convnext": (16, 32, 64, 128)}
 HEADS = (2, 4, 8)  # of stages, 16 dimensions each
 BLOCK = {"pit": "transformers.{}.blocks.{}", "swin": "layers.{}.blocks.{}", "convnext": "stages.{}.blocks.{}"}
 TAPPED = {
