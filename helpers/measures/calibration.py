@@ -12,6 +12,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from helpers.uncertainty import GROUPS, delete_one
+
 BINS = 15
 
 
@@ -74,6 +76,41 @@ def calibrated_errors(confidence: ArrayLike, bins: int = BINS, times: int = 1000
         hits = rng.random((min(100, times - start), len(sure))) < sure
         errors.append(np.abs((hits - sure) @ onehot).sum(1) / len(sure))
     return np.concatenate(errors)
+
+
+def summary(
+    confidence: ArrayLike, right: ArrayLike, bins: int = BINS, groups: int = GROUPS, seed: int = 0
+) -> pd.DataFrame:
+    """Accuracy, confidence and errors of all images and of all but each group, as ``uncertainty.jackknife`` takes them.
+
+    Args:
+        confidence: (N,) in [0, 1].
+        right: (N,) whether the answer is right.
+        bins: as ``reliability``.
+        groups: image i is in group i mod ``groups``.
+        seed: of ``calibrated_errors``.
+
+    Returns:
+        Columns ``left_out``, ``accuracy``, ``confidence`` (its mean), ``error`` (the expected calibration error) and
+        ``fair`` (the mean of the errors that a calibrated classifier with these confidences has).
+
+    Raises:
+        ValueError: as ``reliability``, and for fewer images than groups, or fewer than two groups.
+    """
+    sure, hits = _checked(confidence, right, bins)
+    if not 2 <= groups <= len(sure):
+        raise ValueError(
+            f"{len(sure)} images can't be dealt to {groups} groups; give 2 groups or more of an image or more"
+        )
+    group = np.arange(len(sure)) % groups
+
+    def measured(left_out: int | None) -> dict[str, float]:
+        kept = group != (-1 if left_out is None else left_out)
+        error = expected_calibration_error(sure[kept], hits[kept], bins)
+        fair = float(calibrated_errors(sure[kept], bins, 200, seed).mean())
+        return {"accuracy": hits[kept].mean(), "confidence": sure[kept].mean(), "error": error, "fair": fair}
+
+    return delete_one(pd.DataFrame(index=[0]), measured, range(groups))
 
 
 def _checked(confidence: ArrayLike, right: ArrayLike, bins: int) -> tuple[np.ndarray, np.ndarray]:

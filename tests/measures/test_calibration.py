@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from helpers import uncertainty
 from helpers.measures import calibration
 
 
@@ -69,6 +70,31 @@ def test_a_simulated_calibrated_classifier_lies_within_its_own_errors():
     assert np.quantile(errors, 0.001) < seen < np.quantile(errors, 0.999)
     sure = calibration.expected_calibration_error(confidence, rng.random(3000) < confidence - 0.1)
     assert sure > errors.max()
+
+
+def test_a_summary_leaves_out_each_group():
+    confidence, right = calibration.confidences(*classified(120))
+    found = calibration.summary(confidence, right, bins=5, groups=4)
+    assert found["left_out"].tolist() == [-1, 0, 1, 2, 3]
+    for left_out, row in found.set_index("left_out").iterrows():
+        kept = np.arange(120) % 4 != left_out
+        assert row["accuracy"] == pytest.approx(right[kept].mean())
+        assert row["confidence"] == pytest.approx(confidence[kept].mean())
+        assert row["error"] == pytest.approx(calibration.expected_calibration_error(confidence[kept], right[kept], 5))
+        assert row["fair"] == pytest.approx(calibration.calibrated_errors(confidence[kept], 5).mean(), rel=0.1)
+    with pytest.raises(ValueError, match="3 images can't be dealt to 16 groups"):
+        calibration.summary(confidence[:3], right[:3])
+
+
+def test_the_difference_of_two_errors_lies_in_its_interval_as_often_as_it_should():
+    """An under-confident classifier (by 0.15) and a calibrated one, on the same images, many times."""
+    rng, inside = np.random.default_rng(0), []
+    for _ in range(40):
+        sure = rng.uniform(0.3, 0.8, 256)
+        tables = [calibration.summary(sure, rng.random(256) < sure + shift) for shift in (0.15, 0)]
+        value, reach = uncertainty.estimate(lambda a, b: a["error"].iloc[0] - b["error"].iloc[0], *tables)
+        inside.append(abs(value - (0.15 - tables[1]["fair"].iloc[0])) < reach)
+    assert 0.85 < np.mean(inside) <= 1
 
 
 @pytest.mark.parametrize(
