@@ -66,8 +66,8 @@ hooks: $(VENV)/installed ## check form and strip notebooks before each commit
 zoo: $(VENV)/installed ## train the models of data/zoo that are not there yet
 	@$(RUN) -m helpers.networks.training
 
-record: $(VENV)/installed ## measure ImageNet-trained models: make record WEIGHTS=folder IMAGES=folder TRAIN_IMAGES=folder MODELS="vit resnet" OUT=folder
-	@$(RUN) -m helpers.recording.record $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)") $(if $(TRAIN_IMAGES),--train-images "$(TRAIN_IMAGES)") $(if $(MODELS),--models $(MODELS)) $(if $(OUT),--out "$(OUT)")
+record: $(VENV)/installed ## measure ImageNet-trained models: make record WEIGHTS=folder IMAGES=folder TRAIN_IMAGES=folder MODELS="vit resnet" [DEVICE=cuda] OUT=folder
+	@$(RUN) -m helpers.recording.record $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(IMAGES),--images "$(IMAGES)") $(if $(TRAIN_IMAGES),--train-images "$(TRAIN_IMAGES)") $(if $(MODELS),--models $(MODELS)) $(if $(DEVICE),--device "$(DEVICE)") $(if $(OUT),--out "$(OUT)")
 
 report: $(VENV)/installed ## measure any model and draw a page: make report MODEL=name [VS=names] [IMAGES=folder] [WEIGHTS=file, folder or none] [DEVICE=cuda] [LIMIT=n]
 	@$(RUN) -m helpers.reporting.report --model "$(MODEL)" $(if $(VS),--vs $(VS)) $(if $(IMAGES),--images "$(IMAGES)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(DEVICE),--device "$(DEVICE)") $(if $(LIMIT),--limit $(LIMIT)) $(if $(OUT),--out "$(OUT)")

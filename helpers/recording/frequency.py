@@ -87,7 +87,7 @@ def noise(networks: dict[str, nn.Module], images: ImageSet, where: Path, **notes
         stream: list = list(pictures.split(BATCH))
         if truth is not None:
             stream = list(zip(stream, truth.split(BATCH), strict=True))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(next(network.parameters()).device.type, dtype=torch.bfloat16):
             found[name] = answers_under_noise(network, tqdm(stream, desc=f"noise, {name}", unit="batch"))
         agree[name] = float((_answers(network, pictures) == found[name].clean).double().mean())
     about: dict[str, Any] = {

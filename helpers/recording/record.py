@@ -3,7 +3,8 @@
     make record WEIGHTS=folder IMAGES=folder MODELS="a ViT, a ResNet, any others"
 
 ``WEIGHTS`` is a folder with ``cards.json`` and ``weights/`` (or nothing, for timm's hub), ``IMAGES`` any folder of
-photographs, ``MODELS`` the names of models, by default those of ``MODELS`` below. Each recording is a file of numbers
+photographs, ``MODELS`` the names of models, by default those of ``MODELS`` below, ``DEVICE`` cuda, mps or cpu (by
+default the best there is; several processes take a GPU each). Each recording is a file of numbers
 with a sidecar that says what it was made from; no weight and no image is stored. They are written to ``measured/``, or
 to the folder that ``OUT`` names; the book's own measurements are replaced by ``OUT=data/recorded`` alone.
 
@@ -33,8 +34,9 @@ from torch import Tensor, nn
 from helpers import results
 from helpers.files import ROOT
 from helpers.images.sources import ImageSet, folder_images, match_classes
-from helpers.measures.distributed import LostProcess, alone, gathered, joined
+from helpers.measures.distributed import LostProcess, alone, gathered, joined, own_device
 from helpers.networks import local_weights, zoo
+from helpers.networks.devices import device
 from helpers.networks.inputs import normalise
 from helpers.recording import attention as record_attention
 from helpers.recording import embeddings as record_embeddings
@@ -169,7 +171,8 @@ def main() -> None:
     measuring = False
     try:
         with joined() as (rank, _), TemporaryDirectory() as aside, redirect_stdout(None if rank else sys.stdout):
-            images, probed, networks, notes = _prepare(given, only, out)
+            on = own_device(device(given.device))
+            images, probed, networks, notes = _prepare(given, only, out, on)
             out, measuring = Path(aside) if rank else out, True  # what others than the first write goes away
             with recording.alone(out):
                 recording.resume(out)
@@ -182,9 +185,9 @@ def main() -> None:
 
 
 def _prepare(
-    given: argparse.Namespace, only: list[str], out: Path
+    given: argparse.Namespace, only: list[str], out: Path, on: torch.device
 ) -> tuple[ImageSet, dict[str, ImageSet], dict[bool, dict[str, nn.Module]], dict[str, Any]]:
-    """What is asked for before anything is measured.
+    """What is asked for before anything is measured, with the networks on the device ``on``.
 
     Returns:
         the images, those for probes, the networks (untrained or not → name → network), notes for the sidecars.
@@ -198,7 +201,7 @@ def _prepare(
         _complaint("nothing can be written:", _unwritable(out), "Make room there, or name another folder in --out"),
     )
     networks = {
-        untrained: {model: _load(model, not untrained, given.weights) for model in given.models}
+        untrained: {model: _load(model, not untrained, given.weights, on) for model in given.models}
         for untrained in sorted({RECORDINGS[name].untrained for name in only})
     }
     few = torch.stack([images[i % len(images)][0] for i in range(FEW)])
@@ -207,7 +210,7 @@ def _prepare(
     with alone():  # what is refused is refused before processes wait for each other
         _refuse(_complaint("these make no sense for these networks:", _attempts(only, networks, few), OTHERS))
     cards = {name: local_weights.local_notes(name, given.weights) for name in given.models}
-    notes = {"models": cards, "recorded": date.today().isoformat(), "code": results.code_version()}
+    notes = {"models": cards, "device": str(on), "recorded": date.today().isoformat(), "code": results.code_version()}
     return images, probed, networks, notes
 
 
@@ -225,7 +228,7 @@ def _record(
         networks: the networks to measure, by name.
         shown: "images", the images they are measured on; of probes also "train", those to learn from.
         out: the folder of recordings.
-        notes: what the sidecars say of the run: models, date and code.
+        notes: what the sidecars say of the run: models, device, date and code.
 
     Raises:
         ValueError, OSError: it cannot be made; the message begins with its name.
@@ -255,6 +258,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=RECORDINGS, help="recordings to make (all that can be made)")
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--limit", type=int, help="number of images (all by default)")
+    parser.add_argument("--device", help="cuda, mps or cpu (the best there is)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write to (measured/)")
     given = parser.parse_args()
     if len(given.models) < 2 and not given.only:
@@ -266,10 +270,10 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
-def _load(name: str, pretrained: bool, weights: str | None) -> nn.Module:
-    """A network whose maps lie in memory with their channels last, which is faster."""
+def _load(name: str, pretrained: bool, weights: str | None, on: torch.device) -> nn.Module:
+    """A network on a device, whose maps lie in memory with their channels last, which is faster."""
     network: Any = zoo.load(name, pretrained, weights)  # the types that torch declares know of no memory_format
-    return network.to(memory_format=torch.channels_last)
+    return network.to(on, memory_format=torch.channels_last)
 
 
 def _images(given: argparse.Namespace, only: list[str]) -> tuple[ImageSet, dict[str, ImageSet]]:

@@ -43,22 +43,6 @@ class Subject:
         return re.sub(r"[^\w.-]+", "-", self.name)
 
 
-def device(name: str | None) -> torch.device:
-    """The device of a name such as "cuda", "cuda:1", "mps" or "cpu"; without one the best there is.
-
-    Raises ValueError for a device that this machine does not have.
-    """
-    there = [kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()] + ["cpu"]
-    if name is None:
-        return torch.device(there[0])
-    kind, _, number = name.partition(":")
-    if kind not in there or (number and (kind != "cuda" or int(number) >= torch.cuda.device_count())):
-        raise ValueError(
-            f"there is no device {name!r} here; there are {', '.join(there)}: leave DEVICE out, or name one"
-        )
-    return torch.device(name)
-
-
 def load(name: str, weights: str | None, pretrained: bool = True, seed: int = 0) -> nn.Module:
     """A network by its name.
 

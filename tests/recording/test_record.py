@@ -185,6 +185,7 @@ def test_pictures_that_were_learnt_are_not_scored_on(tmp_path, monkeypatch, caps
         (["--only", "tokens"], ["test_resnet", "test_vit"], "tokens: tokens have shape"),
         (["--only", "probes"], ["test_vit"], "name their folder in --train-images"),
         (["--weights", "nowhere"], ["test_vit", "test_resnet"], "nowhere is no folder of weights"),
+        (["--device", "tpu"], ["test_vit", "test_resnet"], "there is no device 'tpu' here; there are .*cpu"),
     ],
 )
 @pytest.mark.fault(
@@ -301,10 +302,34 @@ def test_probes_match_classes_by_the_names_of_folders(reader, tmp_path, monkeypa
     assert re.search("classes that are not among those matched to: b", refused(capsys))
 
 
+def test_networks_are_measured_on_the_device_that_is_asked_for(reader, tmp_path, monkeypatch):
+    """Where there is no GPU, torch's device without memory stands for one."""
+    asked, seen = [], {}
+
+    class Moved(torch.nn.Module):
+        def to(self, *args, **options):
+            asked.append((*args, options.get("memory_format")))
+            return self
+
+    monkeypatch.setattr(zoo, "load", lambda *args, **options: Moved())
+    monkeypatch.setattr(record, "device", lambda name: torch.device("meta") if name == "cuda" else None)
+    monkeypatch.setattr(record, "normalise", lambda network, few: few)
+
+    def measure(networks, images, where, **notes):
+        seen.update(networks=networks, **notes)
+
+    made = replace(record.RECORDINGS["attended"], attempt=lambda *_: None, measure=measure)
+    monkeypatch.setitem(record.RECORDINGS, "attended", made)
+    run(monkeypatch, reader, "--only", "attended", "--device", "cuda", "--out", tmp_path / "out")
+    assert asked == [(torch.device("meta"), torch.channels_last)] * 2
+    assert all(isinstance(network, Moved) for network in seen["networks"].values()) and seen["device"] == "meta"
+
+
 @pytest.mark.parametrize("given", ["", "vit_base_patch32_224 resnet101"])
 def test_make_record_hands_the_models_on(given):
-    command = ["make", "-n", "record", f"MODELS={given}", "WEIGHTS=some folder", "IMAGES=i"]
+    command = ["make", "-n", "record", f"MODELS={given}", "WEIGHTS=some folder", "IMAGES=i", "DEVICE=cuda:1"]
     said = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True, check=True).stdout
+    assert '--device "cuda:1"' in said
     assert '--weights "some folder"' in said and (f"--models {given}" in said if given else "--models" not in said)
 
 
