@@ -138,23 +138,24 @@ def _most_memory() -> float:
 
 def make(again: bool = False, where: Path = FOLDER) -> None:
     """Count all networks, measure those that are not measured yet (or all), and write the table."""
+    version = results.code_version()  # before the table is written, which git would call a change
     known = stored(where).set_index("network") if not again and (where / "lineup.csv").exists() else pd.DataFrame()
     rows = {}
     for name, about in LINEUP.items():
         rows[name] = {"network": name, "timm": about.timm, **counted(name), **dict.fromkeys(MEASURED, 0)}
         if name in known.index and known.loc[name, "images"] == about.images:
             rows[name] |= known.loc[name, MEASURED].to_dict()
-    _write(rows, where)
+    _write(rows, where, version)
     for name, about in LINEUP.items():
         if rows[name]["images"] == about.images:
             continue
         print(f"{name}: measuring {about.images} images", flush=True)
         command = [sys.executable, "-m", "helpers.building.lineup", "--one", name]
         rows[name] |= json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
-        _write(rows, where)
+        _write(rows, where, version)
 
 
-def _write(rows: dict[str, dict[str, Any]], where: Path) -> None:
+def _write(rows: dict[str, dict[str, Any]], where: Path, version: dict[str, Any]) -> None:
     """Keep the table; it is written after each measurement, so that an interrupted run goes on from there."""
     table = pd.DataFrame(rows.values())
     whole = ["side", "parameters", "flops", "places", "tapped", "largest", "images", "batch", "memory"]
@@ -168,6 +169,7 @@ def _write(rows: dict[str, dict[str, Any]], where: Path) -> None:
         where=where,
         machine=f"one thread of {_processor()}",
         command="python -m helpers.building.lineup",
+        code=version,
     )
 
 
@@ -225,7 +227,8 @@ def text(where: Path = FOLDER) -> str:
             f"{own.memory / 1e9:.1f}", f"{seconds / 3600:,.0f}", f"{memory / 1e9:.0f}",
         ))  # fmt: skip
     halves = (slice(0, 6), slice(6, None))  # what is counted, and what is measured and estimated
-    body = "\n\n".join("\n".join(f"| {' | '.join(line[part])} |" for line in lines) for part in halves)
+    tables = ("\n".join(f"| {' | '.join(line[part])} |" for line in lines) for part in halves)
+    body = "\n\n".join(f":::{{div}} named\n\n{table}\n\n:::" for table in tables)
     takes = {row.network: like(table, row) for row in table.itertuples()}
     figures = ["| Figure | Core-hours | Operations of forward passes (10¹⁵) |", "|:--|--:|--:|"]
     for figure, passes in FIGURES.items():

@@ -90,10 +90,13 @@ def test_networks_are_measured_once_and_an_interrupted_run_goes_on(tmp_path, mon
             asked.append(command[-1])
             self.stdout = '{"images": 8, "batch": 4, "seconds": 0.25, "memory": 300000000}'
 
-    monkeypatch.setattr(results, "code_version", lambda: {})  # which runs git
+    monkeypatch.setattr(  # a table that is written makes the tree dirty
+        results, "code_version", lambda: {"commit": "c0ffee", "dirty": (tmp_path / "lineup.csv").exists()}
+    )
     monkeypatch.setattr(lineup.subprocess, "run", Said)
-    for _ in range(2):
-        lineup.make(where=tmp_path)
+    lineup.make(where=tmp_path)
+    assert not results.read("lineup", tmp_path)[1]["code"]["dirty"]
+    lineup.make(where=tmp_path)
     table = lineup.stored(tmp_path)
     assert asked == ["one"] and table["seconds"].tolist() == [0.25, 0] and table["images"].tolist() == [8, 0]
     own, other = (lineup.like(table, row) for row in table.itertuples())
