@@ -1,6 +1,3 @@
-// Opened as a file, a page may not fetch other pages, from which the search takes its summaries: do without them.
-if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
-
 // The theme listens to the first of two buttons that open the menu, and on a phone the second is the one to be seen.
 addEventListener("DOMContentLoaded", () => {
   for (const kind of [".primary-toggle", ".secondary-toggle"]) {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup
 
-from helpers.building import access, icons, pictures
+from helpers.building import access, excerpts, icons, pictures
 
 TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)  # as HTML
 FORMULA = re.compile(r'class="(?:[^"]*\s)?math(?:\s[^"]*)?"')
@@ -81,7 +81,7 @@ def forwarding(title: str, address: str) -> str:
 
 
 def complete(site: Path, title: str, first: str, repository: str | None = None) -> None:
-    """Complete a built site: the heads of its pages, its icons and pictures, and an ``index.html`` that leads on.
+    """Complete a built site: heads, icons, pictures, what the search shows, and an ``index.html`` that leads on.
 
     Args:
         site: the folder with the site's HTML.
@@ -91,13 +91,14 @@ def complete(site: Path, title: str, first: str, repository: str | None = None) 
     """
     pictures.lighten(site)
     drawings = pictures.drawings(site)
+    excerpts.write(site)
     preview, public = pictures.preview(site, title), pages_address(repository)
     for page in site.rglob("*.html"):
         path = page.relative_to(site)
         if "_static" not in path.parts:
             start = public or "../" * (len(path.parts) - 1)
             picture = start + pictures.PREVIEW.as_posix() if preview else ""
-            text = access.mended(without_idle_scripts(page.read_text(encoding="utf-8")))
+            text = excerpts.loaded(access.mended(without_idle_scripts(page.read_text(encoding="utf-8"))))
             text = pictures.marked(text, drawings)
             page.write_text(with_head(text, picture), encoding="utf-8")
     icons.cut(site)
