@@ -9,12 +9,13 @@
     return made;
   };
 
-  // base64 of little-endian 16-bit whole numbers
-  const unpack = (text, steps) => {
-    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-    const view = new DataView(bytes.buffer);
-    return Array.from({ length: bytes.length / 2 }, (_, i) => {
-      const whole = view.getInt16(2 * i, true);
+  // base64 of deflated 16-bit whole numbers, all low bytes before all high ones
+  const unpack = async (text, steps) => {
+    const deflated = new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))]);
+    const stream = deflated.stream().pipeThrough(new DecompressionStream("deflate"));
+    const halves = new Uint8Array(await new Response(stream).arrayBuffer()), count = halves.length / 2;
+    return Array.from({ length: count }, (_, i) => {
+      const whole = ((halves[i] | (halves[count + i] << 8)) << 16) >> 16; // with its sign
       return whole === -32768 ? NaN : whole / steps;
     });
   };
@@ -35,12 +36,12 @@
     return row;
   };
 
-  const heatMaps = (root, data) => {
-    const views = data.views.map((view) => ({
+  const heatMaps = async (root, data) => {
+    const views = await Promise.all(data.views.map(async (view) => ({
       ...view,
-      values: unpack(view.values, data.steps),
-      errors: unpack(view.errors, data.steps),
-    }));
+      values: await unpack(view.values, data.steps),
+      errors: await unpack(view.errors, data.steps),
+    })));
     const canvas = element("canvas", { tabindex: "0", role: "img", width: "10", height: "10" });
     const words = element("p", { class: "explorer-words", "aria-live": "polite" });
     let view = views[0], row = 0, column = 0, chosen = false;
@@ -130,8 +131,8 @@
 
   // Maps over patches. On the left the picture, in which a pointer or the arrow keys choose the patch that asks; on
   // the right its map, of which a pointer, or the arrow keys with Shift, read a value.
-  const tokenMaps = (root, data) => {
-    const values = unpack(data.values, data.steps);
+  const tokenMaps = async (root, data) => {
+    const values = await unpack(data.values, data.steps);
     const [rows, columns] = data.grid, tokens = rows * columns, gap = 0.04;
     const pictures = data.pictures.map((address) => Object.assign(new Image(), { src: address, onload: () => draw() }));
     const chosen = data.choices.map(() => 0);
@@ -241,8 +242,10 @@
   };
 
   // Maps over pixels: buttons choose a network, a slider one of its places; a pointer or the arrow keys read a pixel.
-  const fieldMaps = (root, data) => {
-    const views = data.views.map((view) => ({ ...view, values: unpack(view.values, data.steps) }));
+  const fieldMaps = async (root, data) => {
+    const views = await Promise.all(
+      data.views.map(async (view) => ({ ...view, values: await unpack(view.values, data.steps) }))
+    );
     const canvas = element("canvas", { tabindex: "0", role: "img", width: "10", height: "10" });
     const words = element("p", { class: "explorer-words", "aria-live": "polite" });
     const slider = element("input", { type: "range", min: "0", value: "0" });
@@ -321,6 +324,7 @@
 
   const kinds = { "heat-maps": heatMaps, "token-maps": tokenMaps, "field-maps": fieldMaps };
   addEventListener("DOMContentLoaded", () => {
+    if (!window.DecompressionStream) return; // a browser from before 2023: the sentence stays
     for (const root of document.querySelectorAll(".explorer")) {
       root.setAttribute("role", "group");
       kinds[root.dataset.kind](root, JSON.parse(root.dataset.explorer));
