@@ -36,6 +36,24 @@ def page(browser, tmp_path):
     opened.close()
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_drawing_that_is_opened_is_as_dark_as_on_the_page_and_a_map_is_not(page, theme):
+    page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+    button, dialog = page.get_by_role("button", name="Full size: Fig. 1"), page.locator("dialog.picture")
+    for is_drawing in (False, True):
+        page.evaluate(
+            f"document.querySelector('figure img').toggleAttribute('data-drawing', {str(is_drawing).lower()})"
+        )
+        on_the_page, opened = (
+            f"getComputedStyle(document.querySelector('{of} img')).filter" for of in ("figure", "dialog")
+        )
+        button.click()
+        assert page.evaluate(opened) == page.evaluate(on_the_page)
+        assert (page.evaluate(opened) != "none") == (theme == "dark" and is_drawing)
+        dialog.get_by_role("button", name="Close").click()
+
+
 FOCUSED = "button => button === document.activeElement"
 
 
