@@ -1,15 +1,26 @@
-"""The pictures of a built site: in fewer bytes, dark in the dark, and one that stands for the book in previews."""
+"""The pictures of a built site: in fewer bytes, dark in the dark, and one that stands for the book in previews.
+
+The README shows the same figure, of an earlier run. This command renews it from the built site:
+
+    python -m helpers.building.pictures
+"""
 
 import io
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
+from bs4 import BeautifulSoup
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from helpers.files import ROOT
+
 SEEN = 2.0  # of 255: as root mean square, what a picture may change by, and nobody sees it
+SAME = 8.0  # of 255: by how much a figure of the same networks may differ on another machine, with other fonts
 HEAVY = 1_000_000  # bytes: what weighs more has half the pixels, and the same place on the page
-FIGURE = Path("_static", "within.png")  # the figure of the book that its preview shows
+PAGE, FIGURE = Path("notebooks", "02_representation.html"), "fig-representation-within"  # what the preview shows
+README = ROOT / "book" / "_static" / "within.png"  # the same figure of an earlier run, in the README
 PREVIEW = Path("_static", "preview.png")
 SIZE = 1200, 630  # px: what services that show previews ask for
 ALT = "Two heat-maps of CKA between all layers of a network, on the left of a ViT, on the right of a ResNet."
@@ -73,15 +84,24 @@ def lighten(site: Path) -> None:
         path.write_bytes(lighter(halved(picture)) if len(picture) > HEAVY else picture)
 
 
+def shown(site: Path) -> Path | None:
+    """The file of the figure that stands for the book, as the site's own page shows it; None if it has no such page."""
+    if not (site / PAGE).is_file():
+        return None
+    image = BeautifulSoup((site / PAGE).read_text(encoding="utf-8"), "html.parser").select_one(f"#{FIGURE} img")
+    return (site / PAGE).parent / str(image["src"]) if image else None
+
+
 def preview(site: Path, title: str) -> bool:
     """Draw ``_static/preview.png``: the book's title over a figure of its own. Whether the site has that figure."""
-    if not (site / FIGURE).is_file():
+    found = shown(site)
+    if found is None:
         return False
     sheet = Image.new("RGB", SIZE, GROUND)
-    with Image.open(site / FIGURE) as figure:
+    with Image.open(found) as figure:
         width = SIZE[0] - 120
-        shown = figure.convert("RGB").resize((width, width * figure.height // figure.width), Image.Resampling.LANCZOS)
-    sheet.paste(shown, (60, SIZE[1] - shown.height - 20))
+        drawn = figure.convert("RGB").resize((width, width * figure.height // figure.width), Image.Resampling.LANCZOS)
+    sheet.paste(drawn, (60, SIZE[1] - drawn.height - 20))
     ImageDraw.Draw(sheet).text((SIZE[0] / 2, 62), title, fill=INK, font=ImageFont.load_default(62), anchor="mm")
     (site / PREVIEW).write_bytes(_as_png(sheet))
     return True
@@ -91,3 +111,26 @@ def _as_png(picture: Image.Image) -> bytes:
     written = io.BytesIO()
     picture.quantize(256, dither=Image.Dither.NONE).save(written, format="png", optimize=True)
     return written.getvalue()
+
+
+def apart(one: Path, other: Path) -> float:
+    """By how much two pictures differ, as root mean square of 255 of their colours at 300 × 135 px."""
+    small = []
+    for path in (one, other):
+        with Image.open(path) as picture:
+            small.append(np.asarray(picture.convert("RGB").resize((300, 135), Image.Resampling.BOX), float))
+    return float(np.sqrt(((small[0] - small[1]) ** 2).mean()))
+
+
+def main() -> int:
+    """The command: renews the README's picture from the built site."""
+    found = shown(ROOT / "build" / "site")
+    if found is None:
+        print(f"There is no {PAGE} with {FIGURE} in build/site: run make book first.", file=sys.stderr)
+        return 1
+    README.write_bytes(found.read_bytes())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

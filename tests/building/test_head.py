@@ -63,7 +63,10 @@ def test_a_short_paragraph_is_said_whole_and_a_page_without_one_says_nothing():
 
 def test_the_first_page_leads_on_and_has_a_title(tmp_path):
     (tmp_path / "_static").mkdir()
-    Image.new("RGB", (60, 30)).save(tmp_path / pictures.FIGURE)
+    chapter = tmp_path / pictures.PAGE
+    chapter.parent.mkdir()
+    chapter.write_text(f'<figure id="{pictures.FIGURE}"><img src="a.png"></figure>')
+    Image.new("RGB", (60, 30)).save(chapter.with_name("a.png"))
     (tmp_path / "_static" / "demo.html").write_text(PAGE)
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "a.html").write_text(PAGE)

@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
-from helpers.building import book
+from helpers.building import book, pictures
 from helpers.building.site import attribute, faults, parse
 from helpers.claims import registry, scoreboard, verdicts
 
@@ -159,6 +159,13 @@ def test_every_figure_stands_on_an_opaque_ground(site):
     for path in (site / "_images").glob("*.png"):
         with Image.open(path) as image:
             assert image.convert("RGBA").getchannel("A").getextrema() == (255, 255), path.name
+
+
+def test_the_picture_of_the_readme_is_that_of_the_site(site):
+    figure = pictures.shown(site)
+    assert figure is not None and pictures.apart(figure, pictures.README) < pictures.SAME, (
+        "book/_static/within.png is of an earlier run: python -m helpers.building.pictures renews it"
+    )
 
 
 @pytest.fixture
@@ -377,6 +384,8 @@ def test_the_search_finds_cka_in_a_chapter(visit):
     page.wait_for_function("document.querySelector('#search-results').innerText.includes('found')")
     links = page.evaluate("[...document.querySelectorAll('#search-results li a')].map(a => a.href)")
     assert any("/notebooks/" in link for link in links)
+    excerpts = page.locator("#search-results p.context").all_inner_texts()
+    assert len(excerpts) >= len(links) / 2 and sum("cka" in text.lower() for text in excerpts) >= 0.8 * len(excerpts)
     assert page.wrong == [] and page.left == []
     page.goto(links[0])
     assert page.locator("article h1").count() == 1

@@ -69,12 +69,38 @@ def test_lines_are_told_from_colours_that_mean_numbers(tmp_path):
 
 
 def test_a_preview_shows_a_figure_of_the_book(tmp_path):
-    assert not pictures.preview(tmp_path, "A book")
-    (tmp_path / "_static").mkdir()
-    (tmp_path / pictures.FIGURE).write_bytes(png(figure()))
+    for folder in ("_static", "_images", "notebooks"):
+        (tmp_path / folder).mkdir()
+    chapter = '<img src="other.png"><figure id="{}"><img src="../_images/0f.png"/></figure>'
+    (tmp_path / "_images" / "0f.png").write_bytes(png(figure()))
+    assert not pictures.preview(tmp_path, "A book")  # no such chapter
+    (tmp_path / pictures.PAGE).write_text(chapter.format("fig-another"))
+    assert not pictures.preview(tmp_path, "A book")  # no such figure
+    (tmp_path / pictures.PAGE).write_text(chapter.format(pictures.FIGURE))
     assert pictures.preview(tmp_path, "A book")
     with Image.open(tmp_path / pictures.PREVIEW) as image:
         assert image.size == pictures.SIZE
         shown = np.asarray(image.convert("RGB"), int)
     assert (shown[:110].min(axis=(0, 1)) < 90).all()  # the title's ink
     assert len(np.unique(shown[150:].reshape(-1, 3), axis=0)) > 50  # the figure
+
+
+def test_a_figure_of_another_run_is_told_from_the_same_drawn_elsewhere(tmp_path):
+    drawn = figure()
+    nearly = np.clip(drawn + np.random.default_rng(0).integers(-8, 9, drawn.shape), 0, 255).astype(np.uint8)
+    for name, array in {"one": drawn, "nearly": nearly, "other": drawn[:, ::-1].copy()}.items():
+        (tmp_path / f"{name}.png").write_bytes(png(array))
+    one, nearly, other = (tmp_path / f"{name}.png" for name in ("one", "nearly", "other"))
+    assert pictures.apart(one, one) == 0
+    assert pictures.apart(one, nearly) < pictures.SAME < pictures.apart(one, other)
+
+
+def test_the_command_renews_the_picture_of_the_readme(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pictures, "ROOT", tmp_path)
+    monkeypatch.setattr(pictures, "README", tmp_path / "within.png")
+    assert pictures.main() == 1 and "run make book first" in capsys.readouterr().err
+    chapter = tmp_path / "build" / "site" / pictures.PAGE
+    chapter.parent.mkdir(parents=True)
+    chapter.write_text(f'<figure id="{pictures.FIGURE}"><img src="a.png"></figure>')
+    chapter.with_name("a.png").write_bytes(b"a picture")
+    assert pictures.main() == 0 and (tmp_path / "within.png").read_bytes() == b"a picture"
