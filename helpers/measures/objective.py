@@ -41,7 +41,7 @@ def training_batches(card: Card, count: int, size: int = 16, seed: int = 0) -> l
         chosen = order[start : start + size]
         drawn = render(card.corpus, [first + index for index in chosen])
         images = turned(drawn.images, symmetries[chosen]) if card.recipe.augmented else drawn.images
-        if card.recipe.strong:
+        if card.recipe.augmented and card.recipe.strong:
             batches.append(augmentation.strong(images, drawn.label, len(card.corpus.classes), seed + start))
         else:
             batches.append((images, drawn.label))

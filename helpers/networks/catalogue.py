@@ -182,7 +182,7 @@ def _small(what: str, about: str, architecture: dict | None = None, recipe: Reci
 
 # Heads of 16 dimensions, as many as are named, and four heads of so many dimensions; with four of 16 it is vit-small.
 HEADS = (
-    *(card for n in (1, 2, 8) for card in _small(f"heads{n}", f"with {n} heads", {"num_heads": n, "head_width": 16})),
+    *(card for n in (1, 8) for card in _small(f"heads{n}", f"with heads: {n}", {"num_heads": n, "head_width": 16})),
     *(card for w in (8, 32) for card in _small(f"head-width{w}", f"with heads of {w} dimensions", {"head_width": w})),
 )
 PATCHES = tuple(card for p in (4, 16) for card in _small(f"patch{p}", f"with patches of {p} pixels", {"patch_size": p}))
