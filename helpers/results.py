@@ -70,7 +70,7 @@ def write(
         where: another folder than ``folder()``, for instance ``RECORDED``.
         provenance: anything else that JSON can hold; it is kept as it is. ``code`` is a ``code_version()`` from
             before, for a run that writes several tables of a folder under version control, which the first of them
-            changes.
+            changes. ``version``, ``versions`` and ``date`` are those of now unless a table was measured before.
 
     Returns:
         The path of the CSV.
@@ -103,11 +103,11 @@ def write(
         "models": _model_notes(models),
         "images": dict(images or {}),
         "seed": seed,
-        **provenance,
         "version": __version__,
         "versions": versions(),
-        "code": provenance.get("code") or code_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance,
+        "code": provenance.get("code") or code_version(),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     stored = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"

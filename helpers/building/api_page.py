@@ -9,19 +9,22 @@ DEPARTMENTS = {"Images": "images", "Networks": "networks", "Measures": "measures
 GIVES = {  # measure → how to have it as a table ("" where it is one), and what draws it
     "heatmap.cka_heatmap": ("CKAResult.to_frame, CKAResult.to_table", "CKAResult.plot, plots.cka_heatmaps"),
     "batch_sizes.cka_in_batches": ("CKAResult.to_frame, CKAResult.to_table", "CKAResult.plot, plots.cka_heatmaps"),
-    "attention.attention_distance": ("", "plots.sorted_heads, plots.line_band"),
+    "attention.attention_distance": ("", "Result.plot, plots.sorted_heads, plots.line_band"),
     "attention.attended_patches": ("", "plots.heatmap"),
     "head_subsets.head_subsets": ("", "plots.line_band"),
     "rollout.rollout_maps": ("rollout.on_object", "plots.heatmap"),
     "class_attention.class_attention": ("class_attention.on_object_by_head", "plots.heatmap"),
-    "receptive_field.effective_receptive_fields": ("ReceptiveFields.table", "plots.line_band, plots.heatmap"),
-    "skip_ratios.skip_ratios": ("SkipRatios.table, SkipRatios.by_token", "plots.line_band, plots.heatmap"),
-    "token_patches.token_patches": ("localization.table", "plots.line_band, plots.heatmap"),
-    "probes.features": ("probes.probe_scores", "plots.line_band"),
+    "receptive_field.effective_receptive_fields": (
+        "ReceptiveFields.table",
+        "Result.plot, plots.line_band, plots.heatmap",
+    ),
+    "skip_ratios.skip_ratios": ("SkipRatios.table, SkipRatios.by_token", "Result.plot, plots.line_band, plots.heatmap"),
+    "token_patches.token_patches": ("localization.table", "Result.plot, plots.line_band, plots.heatmap"),
+    "probes.features": ("probes.probe_scores", "Result.plot, plots.line_band"),
     "data_scale.probed": ("data_scale.scores", "plots.line_band"),
     "object_probes.probe_object": ("object_probes.of_networks", "plots.line_band"),
-    "fourier.spectra": ("Spectra.table, Spectra.curve", "plots.line_band"),
-    "feature_variance.feature_variance": ("FeatureVariance.table", "plots.line_band"),
+    "fourier.spectra": ("Spectra.table, Spectra.curve", "Result.plot, plots.line_band"),
+    "feature_variance.feature_variance": ("FeatureVariance.table", "Result.plot, plots.line_band"),
     "frequency_noise.answers_under_noise": ("UnderNoise.table", "plots.line_band"),
     "patch_shuffle.shuffled_answers": ("", "plots.line_band"),
     "lesions.lesions": ("", "plots.line_band"),
@@ -35,8 +38,12 @@ KEPT = """\
 A measure gives a pandas table, or something that makes one, and nothing of our own stands between that and a figure. In
 a table with a column `left_out` the rows of −1 are of all images (`uncertainty.whole` takes them) and the others are
 for errors. `results.write` keeps any table with a note of what it was made from, and `results.read` gives back both.
-`CKAResult.save` and `CKAResult.load` keep a heat-map with all that its errors need. The functions of `plots` take such
-tables, with the names of the columns to be drawn."""
+The functions of `plots` take such tables, with the names of the columns to be drawn.
+
+For whoever wants neither to name columns nor to know where files lie, `Result` holds such a table:
+`Result("attention_distance", table)`, or one of a report, `Result.load(folder, "attention_distance")`. `Result.to_frame`
+is the table, `Result.plot` the measure's usual figure, `Result.save` and `Result.load` keep both with their provenance.
+`CKAResult` has the same four; its file holds all that its errors need."""
 ROOMS = ("results", "recorded", "uncertainty", "plots")  # those that stand alone
 INTRO = """\
 Everything on this page is made from the docstrings of the code when the site is built. A shape such as (n, 3, H, W) is

@@ -7,8 +7,9 @@
 folder with cards.json, a file of weights, or ``none`` for random ones, ``DEVICE`` cuda, mps or cpu.
 
 What will be measured, what cannot be and why, and about how long it takes is said before. Each table is kept, below
-``build/reports/NAME``, when it is made, so the same command goes on where an interrupted one stopped. At the end a
-notebook draws the tables, and becomes a page, ``index.html``.
+``build/reports/NAME``, when it is made, so the same command goes on where an interrupted one stopped. At the end the
+tables of all networks are put together, a measure each, for ``measures.result.Result.load``; a notebook draws them, and
+becomes a page, ``index.html``.
 
 ``torchrun --nproc-per-node 2 -m helpers.reporting.report --model …`` lets several processes share the batches of each
 measure (``measures.distributed``); the first of them writes.
@@ -33,11 +34,13 @@ from helpers import files, results
 from helpers.files import ROOT
 from helpers.images.sources import ImageSet
 from helpers.measures.distributed import LostProcess, gathered, joined, own_device, process
+from helpers.networks.devices import device
 from helpers.recording import store
 from helpers.recording.record import RECORDINGS
 from helpers.reporting import page
 from helpers.reporting.plan import MISFITS, Job, jobs
-from helpers.reporting.subjects import Subject, device, halves, subjects
+from helpers.reporting.stored import Report
+from helpers.reporting.subjects import Subject, halves, subjects
 
 OUT = ROOT / "build" / "reports"
 IMAGES = 2560  # by default at most so many: as many as the paper found enough
@@ -110,6 +113,8 @@ def make(found: list[Subject], out: Path, about: dict[str, Any], ask: bool = Fal
             spent, planned = spent + time.monotonic() - start, planned + job.seconds
             bar.update(min(job.seconds, bar.total - bar.n))
     _write_plan(found, asked, out, about)
+    if not rank:  # which alone has the tables
+        Report(out).keep_results()
     return asked
 
 

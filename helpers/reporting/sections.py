@@ -1,17 +1,15 @@
 """The sections of a report's page: what each measure found, drawn and told, or why there is nothing to tell."""
 
-from collections.abc import Callable
-from typing import Any
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from helpers import plots, uncertainty
 from helpers.claims.registry import number
+from helpers.measures import figures
 from helpers.measures.cka_result import CKAResult
+from helpers.measures.figures import as_shown
 from helpers.measures.receptive_field import uniform_radius
 from helpers.measures.stream_maps import steps
 from helpers.measures.structure import frame, off_diagonal, places
@@ -81,24 +79,12 @@ def attention(report: Report) -> None:
         "below it is local."
     )
     rows, uniform = whole(heads), float(heads["uniform"].iloc[0])
-    blocks = sorted(rows["block"].unique())
-    shown = [*blocks[:2], *blocks[-2:]] if len(blocks) > 4 else blocks
-    drawn, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
-    column = "mean distance (px)"
-    plots.sorted_heads(
-        rows[rows["block"].isin(shown)].rename(columns={"distance": column}), left, uniform=uniform, y=column
-    )
-    mean = pd.concat(
-        [_by_block(report, one, label) for one, label in (("", "the model"), (", untrained", "untrained"))]
-    )
-    plots.line_band(mean, right, x="block", y="mean over heads (px)", hue="network")
-    right.axhline(uniform, color=plots.INK, linestyle="--", linewidth=1.2)
-    for ax in (left, right):
-        ax.set(ylim=(0, 1.15 * max(uniform, float(rows["distance"].max()))))
+    drawn = _drawn(report, "attention_distance")[0]
     figure(
         drawn, "attention",
         f"Attention distance in {report.name}. Left: heads of the lowest and highest blocks, sorted. Right: mean over "
-        "the heads of each block, beside the untrained twin. Dashed: uniform attention.",
+        "the heads of each block, beside the untrained twin and other networks of an equal grid. Dashed: uniform "
+        "attention.",
         "Two panels of lines of attention distance under a dashed line for uniform attention; left one line a block "
         "over its sorted heads, right one line each for the trained and the untrained network over blocks.",
     )  # fmt: skip
@@ -124,14 +110,6 @@ def attention(report: Report) -> None:
     table(by_block.reset_index(), "By block: distance of the nearest head, mean, farthest (px); mass on prefix tokens.")
 
 
-def _by_block(report: Report, suffix: str, label: str) -> pd.DataFrame:
-    heads = report.table("attention_distance", report.name + suffix)
-    if heads is None:
-        return pd.DataFrame(columns=["block", "mean over heads (px)", "network"])
-    mean = whole(heads).groupby("block")["distance"].mean().rename("mean over heads (px)").reset_index()
-    return mean.assign(network=label)
-
-
 def fields(report: Report) -> None:
     """Effective receptive fields over depth."""
     prose("## How far a position sees")
@@ -143,17 +121,9 @@ def fields(report: Report) -> None:
         "is that of the disc that holds half of this. It covers all layers below, attention or not."
     )
 
-    def stream(name: str, rows: pd.DataFrame) -> pd.DataFrame:
-        own = whole(rows[rows["kind"].isin(STREAM)])
-        return own.assign(**{"radius (share of the image's side)": own["radius"] / side(name)})
-
-    def side(name: str) -> int:
-        return int(report.networks[name]["card"]["images"].split()[0])
-
-    ax, ends = _over_depth(report, "receptive_fields", stream, "radius (share of the image's side)", markers=False)
-    ax.set(ylim=(0, None))
+    drawn, ends = _drawn(report, "receptive_fields")
     figure(
-        ax.figure, "fields", "Radius of the effective receptive field over depth, as a share of the image's side.",
+        drawn, "fields", "Radius of the effective receptive field over depth, as a share of the image's side.",
         f"Lines of the radius over depth. {ends}",
     )  # fmt: skip
     table_, maps = found
@@ -172,10 +142,11 @@ def fields(report: Report) -> None:
         "a pixel.",
     )  # fmt: skip
     first, last = own.iloc[min(1, len(own) - 1)], own.iloc[-1]
-    uniform = uniform_radius((side(report.name),) * 2)
+    side = int(report.networks[report.name]["card"]["images"].split()[0])
+    uniform = uniform_radius((side, side))
     prose(
         f"After the first place the radius is {first['radius']:.1f} px, at the end {last['radius']:.1f} px, of images "
-        f"of {side(report.name)} px; a position that depended on all pixels alike would have about {uniform:.0f} px. "
+        f"of {side} px; a position that depended on all pixels alike would have about {uniform:.0f} px. "
         f"The central patch holds {100 * first['share']:.0f} % of the dependence at first and "
         f"{100 * last['share']:.0f} % at the end."
     )
@@ -192,15 +163,9 @@ def skips(report: Report) -> None:
         "of a token comes by the skip: far above 1, the branch only retouches; near or below 1, it rewrites."
     )
 
-    def ratios(_: str, rows: pd.DataFrame) -> pd.DataFrame:
-        rows = whole(rows[rows["tokens"] == "all"]).rename(columns={"ratio": "ratio, skip over branch"})
-        return rows.assign(depth=np.linspace(0, 1, len(rows)))
-
-    ax, ends = _over_depth(report, "skip_ratios", ratios, "ratio, skip over branch", markers=False)
-    ax.set(yscale="log")
-    ax.axhline(1, color=plots.INK, linestyle=":", linewidth=1.2)
+    drawn, ends = _drawn(report, "skip_ratios")
     figure(
-        ax.figure, "skips", "Norm of the skip over that of its branch, mean over tokens, over depth. Dotted: as large.",
+        drawn, "skips", "Norm of the skip over that of its branch, mean over tokens, over depth. Dotted: as large.",
         f"Lines of the ratio over depth on a logarithmic axis, with a dotted line at one. {ends}",
     )  # fmt: skip
     means = whole(own[own["tokens"] == "all"])
@@ -224,13 +189,9 @@ def localisation(report: Report) -> None:
         "rate is the share of inner tokens that resemble their own patch more than any other."
     )
 
-    def hits(name: str, rows: pd.DataFrame) -> pd.DataFrame:
-        return whole(rows[rows["model"] == name]).rename(columns={"hit_rate": "hit rate"})
-
-    ax, ends = _over_depth(report, "token_patches", hits, "hit rate")
-    ax.set(ylim=(0, 1.03))
+    drawn, ends = _drawn(report, "token_patches")
     figure(
-        ax.figure, "localisation", "Share of inner positions most similar to their own patch. Of networks with stages "
+        drawn, "localisation", "Share of inner positions most similar to their own patch. Of networks with stages "
         "only the last one is read.", f"Lines of the hit rate over depth, from 0 to 1. {ends}",
     )  # fmt: skip
     mine = whole(own[own["model"] == report.name])
@@ -254,13 +215,9 @@ def probes(report: Report) -> None:
         "where in the network the classes become plain."
     )
 
-    def few(_: str, rows: pd.DataFrame) -> pd.DataFrame:
-        rows = rows[(rows["images"] == "all") & (rows["read_out"] == "mean token") & (rows["shots"] != "full")]
-        return rows.rename(columns={"accuracy": "accuracy, 10 images a class"})
-
-    ax, ends = _over_depth(report, "probes", few, "accuracy, 10 images a class", error=("low", "high"), markers=False)
+    drawn, ends = _drawn(report, "probes")
     figure(
-        ax.figure, "probes",
+        drawn, "probes",
         "Accuracy of linear probes on the mean of all positions, from 10 images a class; bands: 95 %.",
         f"Lines of accuracy over depth with a band of error around each. {ends}",
     )  # fmt: skip
@@ -288,15 +245,12 @@ def frequencies(report: Report) -> None:
         "falls, maps grow smoother (Park & Kim 2022, Figures 2a and 8). Where a network opens a stage, the grid "
         "grows coarser and its highest frequency is another, so the line jumps."
     )
-    column = "relative log amplitude"
-    ax, ends = _over_depth(
-        report, "spectra", lambda _, rows: _as_shown(rows).rename(columns={"top": column}), column, markers=False
-    )
+    drawn, ends = _drawn(report, "spectra")
     figure(
-        ax.figure, "frequencies", "Logarithm of the amplitude near the highest frequency, relative to that of "
+        drawn, "frequencies", "Logarithm of the amplitude near the highest frequency, relative to that of "
         "frequency zero, mean over channels and images, over depth.", f"Lines of the amplitude over depth. {ends}",
     )  # fmt: skip
-    rows = _as_shown(own)
+    rows = as_shown(own)
     means = _changes(rows, "top")
     first, last = rows.iloc[0], rows.iloc[-1]
     prose(
@@ -317,19 +271,12 @@ def variance(report: Report) -> None:
         "The variance of a channel over the positions of an image is the power of all its frequencies but zero. Where "
         "it falls, positions grow alike (Park & Kim 2022, Figure 9)."
     )
-    column = "variance, relative to the first place"
-
-    def line(_: str, rows: pd.DataFrame) -> pd.DataFrame:
-        rows = _as_shown(rows)
-        return rows.assign(**{column: rows["variance"] / rows["variance"].iloc[0]})
-
-    ax, ends = _over_depth(report, "spectra", line, column, file="feature_variance", markers=False)
-    ax.set(yscale="log")
+    drawn, ends = _drawn(report, "feature_variance")
     figure(
-        ax.figure, "variance", "Variance of feature maps over positions, mean over channels and images, relative to "
+        drawn, "variance", "Variance of feature maps over positions, mean over channels and images, relative to "
         "the first place, over depth.", f"Lines of the variance over depth on a logarithmic axis. {ends}",
     )  # fmt: skip
-    rows = _as_shown(own)
+    rows = as_shown(own)
     means = _changes(rows.assign(log=np.log(rows["variance"])), "log")
     most = rows.loc[rows["largest"].idxmax()]
     prose(
@@ -337,12 +284,6 @@ def variance(report: Report) -> None:
         + f" At `{most['place']}` one channel alone has {100 * most['largest']:.0f} % of all of it, the most of any "
         "place: where that share is large, the number is that of few channels."
     )
-
-
-def _as_shown(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of a table of maps the rows of all images as they are, with their depth."""
-    rows = whole(rows[rows["images"] == "as they are"])
-    return rows.assign(depth=np.linspace(0, 1, len(rows)))
 
 
 def _changes(rows: pd.DataFrame, column: str) -> dict[str, float]:
@@ -354,36 +295,16 @@ def _changes(rows: pd.DataFrame, column: str) -> dict[str, float]:
     return {names.get(str(kind), f"a step of {kind}"): float(value) for kind, value in means.items()}
 
 
-def _over_depth(
-    report: Report,
-    recording: str,
-    line: Callable[[str, pd.DataFrame], pd.DataFrame],
-    y: str,
-    file: str | None = None,
-    **drawn: Any,
-) -> tuple[Axes, str]:
-    """Draw a number over depth: a line each of the model, its twin and the networks beside it that were measured.
-
-    Args:
-        report: the report.
-        recording: the measure.
-        line: name of a network, and its table → the rows of its line, with the columns ``depth`` and ``y``.
-        y: the column to draw, as the axis calls it.
-        file: the table, where it is not called as the recording is.
-        drawn: as for ``plots.line_band``.
-
-    Returns:
-        the axes, with the names of the lines above them, where no line runs; and in words how each line goes from the
-        lowest to the highest place.
-    """
-    names = [name for name, about in report.networks.items() if about["role"] != "reference twin"]
-    tables = {name: report.table(recording, name, file) for name in names}
-    lines = {name: line(name, rows) for name, rows in tables.items() if rows is not None}
-    every = pd.concat([rows.assign(network=name) for name, rows in lines.items()])
-    ax = plots.line_band(every, x="depth", y=y, hue="network", **drawn)
-    sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
-    ends = {name: (rows[y].iloc[0], rows[y].iloc[-1]) for name, rows in lines.items()}
-    return ax, " ".join(f"That of {name} begins at {a:.2f} and ends at {z:.2f}." for name, (a, z) in ends.items())
+def _drawn(report: Report, name: str) -> tuple[Figure, str]:
+    """The figure of one of the report's results, and in words how each line over depth goes."""
+    found = report.result(name)
+    assert found is not None  # else the section ends before
+    if name not in figures.CURVES:
+        return found.plot(), ""
+    y, every = figures.points(name, found.table)
+    ends = every.groupby("model", sort=False)[y].agg(["first", "last"])
+    told = (f"That of {network} begins at {a:.2f} and ends at {z:.2f}." for network, a, z in ends.itertuples())
+    return found.plot(), " ".join(told)
 
 
 def _left_out(report: Report, recording: str) -> None:

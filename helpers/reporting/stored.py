@@ -9,8 +9,15 @@ from torch import Tensor
 
 from helpers import recorded, results
 from helpers.measures.cka_result import CKAResult
+from helpers.measures.result import ABOUT_THE_FILE, Result
 
 TOGETHER = "together"  # the folder of what is measured on all networks at once
+TABLES = {  # that are kept of all networks as one ``Result`` → the recording they are of
+    **{name: name for name in ("attention_distance", "receptive_fields", "skip_ratios", "token_patches", "probes")},
+    "spectra": "spectra",
+    "feature_variance": "spectra",
+}
+OF_PARTS = (*ABOUT_THE_FILE, "recording", "inputs", "tables", "arrays")  # what is said of one network's files alone
 
 
 class Report:
@@ -62,6 +69,46 @@ class Report:
         if self.reason(recording, network):
             return None
         return results.read(file or recording, self.folder / folder)[0]
+
+    def result(self, name: str) -> Result | None:
+        """One of ``TABLES``, of all networks that were measured, the model first; None where the model was not.
+
+        Networks are told apart by the column ``model``; ``side`` is that of their images, in px. The patches' own
+        pixels, a control of localisation, are those of the model's images.
+        """
+        recording = TABLES[name]
+        tables: list[pd.DataFrame] = []
+        sidecars: dict[str, dict[str, Any]] = {}
+        for network, about in self.networks.items():
+            if self.reason(recording, network):
+                if network == self.name:
+                    return None
+                continue
+            table, sidecars[network] = results.read(name, self.folder / about["folder"])
+            if network != self.name:
+                table = table[table["model"] != "pixels"]
+            tables.append(table.assign(side=int(about["card"]["images"].split()[0])))
+        own = sidecars[self.name]
+        provenance = {key: value for key, value in own.items() if key not in OF_PARTS}
+        provenance["models"] = {key: about for one in sidecars.values() for key, about in one["models"].items()}
+        provenance["parts"] = {network: one["sha256"] for network, one in sidecars.items()}
+        units = {**own["units"], "side": "px"}
+        return Result(name, pd.concat(tables, ignore_index=True), own["what"], units, provenance)
+
+    def keep_results(self) -> None:
+        """Write each of ``TABLES`` to the report's folder, where ``Result.load`` finds it, unless it is there."""
+        for name in TABLES:
+            made = self.result(name)
+            if made is None:  # though an earlier run may have had it
+                for ending in (".json", ".csv"):
+                    (self.folder / f"{name}{ending}").unlink(missing_ok=True)
+                continue
+            try:
+                there = Result.load(self.folder, name).provenance.get("parts") == made.provenance["parts"]
+            except (OSError, ValueError):
+                there = False
+            if not there:
+                made.save(self.folder)
 
     def cka(self) -> CKAResult | None:
         """CKA of all networks; None where it was not measured."""

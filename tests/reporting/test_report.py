@@ -1,11 +1,13 @@
 """``make report`` from end to end: what is measured, kept, drawn, told to be missing, and refused."""
 
 import re
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,9 @@ from PIL import Image
 
 from helpers import results, uncertainty
 from helpers.claims.registry import load as load_claims
+from helpers.measures import figures
 from helpers.measures.attention import attention_distance
+from helpers.measures.result import Result
 from helpers.networks.local_weights import model_from_file
 from helpers.recording import layers, spatial, store
 from helpers.recording.record import RECORDINGS
@@ -102,6 +106,37 @@ def test_the_tables_are_those_of_the_measures(made, photographs):
     folder = made / "networks_of_ones_own-tokens"
     _, sidecar = results.read("attention_distance", folder)
     assert sidecar["images"]["crop"] == subjects.CROP_SHARE and "code" in sidecar["models"][Report(made).name]
+
+
+def test_a_report_leaves_its_results(made):
+    """Of all networks in one table each, to be loaded, drawn and kept elsewhere."""
+    found, own = Report(made), "networks_of_ones_own tokens"
+    assert {path.stem for path in made.glob("*.csv")} == set(figures.NAMES)
+    heads = Result.load(made, "attention_distance")
+    assert heads.to_frame()["model"].unique().tolist() == [own, f"{own}, untrained"]  # the third has no attention
+    mine = heads.table[heads.table["model"] == own].drop(columns="side").reset_index(drop=True)
+    pd.testing.assert_frame_equal(mine, found.table("attention_distance"))
+    assert heads.units["distance"] == "px" and set(heads.provenance["models"]) == {own, f"{own}, untrained"}
+    assert heads.table["side"].unique().tolist() == [SIZE] and heads.provenance["images"]["count"] == PHOTOGRAPHS
+    located = Result.load(made, "token_patches").to_frame()
+    pixels = located[located["model"] == "pixels"]
+    assert located["model"].nunique() == 4 and not pixels.duplicated(["place", "left_out"]).any()
+    for name in figures.NAMES:
+        plt.close(Result.load(made, name).plot())
+    assert found.cka().between(own).plot().get_xlabel() == f"{own} block"
+    plt.close("all")
+
+
+def test_the_example_of_the_page_on_ones_own_models_runs(made, tmp_path, monkeypatch, root):
+    text = (root / "book" / "using_your_own.md").read_text(encoding="utf-8")
+    (block,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Result.load(" in code)
+    shutil.copytree(made, tmp_path / "build" / "reports" / "vit")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "using_your_own.md", "exec"), names := {})
+    plt.close("all")
+    assert (tmp_path / "heads.png").stat().st_size > 5000 and names["far"].index.name == "model"
+    kept = Result.load(tmp_path / "mine", "attention_distance")
+    pd.testing.assert_frame_equal(kept.table, Result.load(made, "attention_distance").table)
 
 
 def test_probes_learn_from_other_photographs_than_they_are_scored_on(made):
@@ -279,16 +314,6 @@ def test_what_does_not_do_is_told_in_one_line(tmp_path, capsys, given, says):
     told = capsys.readouterr().err
     assert ended.value.code == 2 and told.count("\n") == 1
     assert re.search(f"report: .*{says}", told), told
-
-
-@pytest.mark.parametrize("name", ["cuda", "cuda:9", "mps"])
-def test_a_device_that_is_not_there_is_refused(monkeypatch, name):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: name == "cuda:9")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.mps, "is_available", lambda: False, raising=False)
-    with pytest.raises(ValueError, match=f"there is no device '{name}' here"):
-        subjects.device(name)
 
 
 # --- networks, images, weights
