@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from timm.layers import DiffAttention
 from timm.models.coat import FactorAttnConvRelPosEnc
+from timm.models.edgenext import CrossCovarianceAttn
 from timm.models.pit import PoolingVisionTransformer
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -27,8 +28,10 @@ from helpers.networks.taps import Tap, capture
 from helpers.networks.unfused import unfused
 
 WINDOWED = (SwinTransformer, SwinTransformerV2)
+OVER_CHANNELS = "attends over channels, not over positions: there is no distance in that"
 WITHOUT_MAPS = {  # attention → why there is no map of it
-    XCA: "attends over channels, not over positions: there is no distance in that",
+    XCA: OVER_CHANNELS,  # of XCiT
+    CrossCovarianceAttn: OVER_CHANNELS,  # of EdgeNeXt
     DiffAttention: "weighs by the difference of two maps, which is negative in part: no map",
     FactorAttnConvRelPosEnc: "multiplies keys by values before queries come in: it never forms a map over positions",
 }

@@ -23,7 +23,7 @@ from timm.models.sequencer import Sequencer2d
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
-from timm.models.tiny_vit import TinyVit
+from timm.models.tiny_vit import TinyVit, TinyVitBlock
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from timm.models.volo import VOLO
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ CHANNELS_LAST = (  # their blocks hand over (n, h, w, d)
     GlobalContextVit,
     VOLO,
 )
-UNKNOWN = (Hiera, HieraDet, TinyVit, Nest)  # tokens in the order of windows, or layouts that change between stages
+UNKNOWN = (Hiera, HieraDet, Nest)  # tokens in the order of windows, or layouts that change between stages
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,19 @@ def positions(
 
     Raises:
         ValueError: an activation with no positions left, tokens that make up no grid or of which the grid is not
-            known, and networks of which the layout is not known (Hiera, TinyVit, Nest).
+            known, and networks of which the layout is not known (Hiera, Nest; TinyVit without a tap, and within its
+            blocks, which hand over maps).
     """
     for part in model.modules() if tap is None else _around(model, tap):
         if isinstance(part, UNKNOWN):
             raise ValueError(
                 f"{type(part).__name__}: layout not known, so it cannot be said which token lies where; take a network "
                 "whose tokens or maps go row by row (ViT, Swin, ResNet, …)"
+            )
+        if isinstance(part, TinyVit) and (tap is None or x.ndim != 4):
+            raise ValueError(
+                "TinyVit: layout not known; its first stage hands over (n, d, h, w), the blocks of the others "
+                "(n, h, w, d), so say by a tap which block it is"
             )
     if x.ndim == 4:
         if _channels_last(model, tap):
@@ -251,7 +257,7 @@ def _channels_last(model: nn.Module, tap: Tap | None) -> bool:
             part = part[-1 if tap.where == "output" else 0]
         if (last := _leaf_channels_last(getattr(part, "fc1", part))) is not None:
             return last
-        if type(part).__module__ in homes:
+        if isinstance(part, TinyVitBlock) or type(part).__module__ in homes:
             return True
     return False
 

@@ -94,6 +94,7 @@ def test_fused_attention_and_hooks_are_put_back_after_an_error():
         ("convnext_atto", {}, "no attention"),
         ("mixer_s32_224", {}, "no attention"),
         ("xcit_nano_12_p16_224", {"depth": 1}, "channels"),
+        ("edgenext_xx_small", {"depths": (1, 1, 1, 1)}, "channels"),
         ("cait_xxs24_224", {"depth": 1}, "sum to one"),
     ],
 )

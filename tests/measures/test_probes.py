@@ -270,6 +270,28 @@ def test_positions_of_networks_with_channels_last(name):
     assert ((row + 0.5) / at.grid[0], (column + 0.5) / at.grid[1]) == pytest.approx((11 / 16, 3 / 16), abs=0.12)
 
 
+def test_positions_of_a_tiny_vit_whose_stages_hand_over_two_layouts():
+    """As above, block by block: its first stage has channels first, the blocks of the others have them last."""
+    torch.manual_seed(0)
+    small = {"embed_dims": (8, 16, 20, 40), "depths": (1, 1, 1, 1), "num_heads": (2, 4, 5, 10)}
+    model = timm.create_model("tiny_vit_5m_224", **small).eval()
+    images = torch.rand(1, 3, 128, 192).repeat(2, 1, 1, 1)
+    images[1, :, 80:96, 24:48] += 1
+    taps = taps_for(model, probes.OUTPUTS)
+    with (
+        torch.inference_mode(),
+        capture(model, taps, lambda x, tap: (positions(model, x, tap=tap), x.shape), with_tap=True) as out,
+    ):
+        model(images)
+    assert [at.grid for at, _ in out.values()] == [(32, 48), (16, 24), (8, 12), (4, 6)]
+    for i, (at, shape) in enumerate(out.values()):
+        assert at.grid == (shape[1:3] if i else shape[2:]) and at.tokens.shape[-1] == (shape[3] if i else shape[1])
+        row, column = divmod(int((at.tokens[1] - at.tokens[0]).norm(dim=-1).argmax()), at.grid[1])
+        assert ((row + 0.5) / at.grid[0], (column + 0.5) / at.grid[1]) == pytest.approx(
+            (11 / 16, 3 / 16), abs=max(0.1, 1 / at.grid[0])
+        )
+
+
 @pytest.mark.parametrize("name", ["hiera_tiny_224", "sam2_hiera_tiny", "tiny_vit_5m_224"])
 def test_networks_of_unknown_layout_are_refused(name):
     model = timm.create_model(name)
