@@ -123,7 +123,7 @@ def test_a_report_leaves_its_results(made):
     assert located["model"].nunique() == 4 and not pixels.duplicated(["place", "left_out"]).any()
     for name in figures.NAMES:
         plt.close(Result.load(made, name).plot())
-    assert found.cka().between(own).plot().get_xlabel() == f"{own} block"
+    assert found.cka().between(own).plot().get_xlabel().startswith(own)
     plt.close("all")
 
 
