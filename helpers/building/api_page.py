@@ -41,8 +41,9 @@ for errors. `results.write` keeps any table with a note of what it was made from
 The functions of `plots` take such tables, with the names of the columns to be drawn.
 
 For whoever wants neither to name columns nor to know where files lie, `Result` holds such a table:
-`Result("attention_distance", table)`, or one of a report, `Result.load(folder, "attention_distance")`. `Result.to_frame`
-is the table, `Result.plot` the measure's usual figure, `Result.save` and `Result.load` keep both with their provenance.
+`Result("attention_distance", table)`, or one of a report, `Result.load(folder, "attention_distance")`.
+`Result.to_frame` is the table, `Result.plot` the measure's usual figure, `Result.save` and `Result.load` keep both with
+their provenance.
 `CKAResult` has the same four; its file holds all that its errors need."""
 ROOMS = ("results", "recorded", "uncertainty", "plots")  # those that stand alone
 INTRO = """\
