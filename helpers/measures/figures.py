@@ -19,8 +19,6 @@ from helpers import plots
 from helpers.networks.places import STREAM
 from helpers.uncertainty import whole
 
-Rows = pd.DataFrame
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -29,24 +27,24 @@ class Curve:
     ``error``: two columns with the ends of a band. ``axes``: what ``Axes.set`` is told. ``level``: of a dotted line.
     """
 
-    read: Callable[[Rows], tuple[str, Rows]]
+    read: Callable[[pd.DataFrame], tuple[str, pd.DataFrame]]
     error: tuple[str, str] | None = None
     markers: bool = False
     axes: dict[str, Any] = field(default_factory=dict)
     level: float | None = None
 
 
-def as_shown(table: Rows) -> Rows:
+def as_shown(table: pd.DataFrame) -> pd.DataFrame:
     """Of the table of one network's maps (spectra, variance) the rows of all images as they are, with their depth."""
     rows = whole(table[table["images"] == "as they are"] if "images" in table else table)
     return _numbered(rows)
 
 
-def _numbered(rows: Rows) -> Rows:
+def _numbered(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(depth=np.linspace(0, 1, len(rows)))
 
 
-def _radius(table: Rows) -> tuple[str, Rows]:
+def _radius(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     rows = whole(table[table["kind"].isin(STREAM)])
     if "side" not in rows:
         return "radius (px)", rows.assign(**{"radius (px)": rows["radius"]})
@@ -54,29 +52,29 @@ def _radius(table: Rows) -> tuple[str, Rows]:
     return share, rows.assign(**{share: rows["radius"] / rows["side"]})
 
 
-def _ratio(table: Rows) -> tuple[str, Rows]:
+def _ratio(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     rows = _numbered(whole(table[table["tokens"] == "all"]))
     return "ratio, skip over branch", rows.assign(**{"ratio, skip over branch": rows["ratio"]})
 
 
-def _hits(table: Rows) -> tuple[str, Rows]:
+def _hits(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     rows = whole(table)
     return "hit rate", rows.assign(**{"hit rate": rows["hit_rate"]})
 
 
-def _few_shots(table: Rows) -> tuple[str, Rows]:
+def _few_shots(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     mean = (table["images"] == "all") & (table["read_out"] == "mean token")
     rows = table[mean & (table["shots"].astype(str) != "full")]
     name = f"accuracy, {rows['shots'].iloc[0]} images a class"
     return name, rows.assign(**{name: rows["accuracy"]})
 
 
-def _amplitude(table: Rows) -> tuple[str, Rows]:
+def _amplitude(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     rows = as_shown(table)
     return "relative log amplitude", rows.assign(**{"relative log amplitude": rows["top"]})
 
 
-def _variance(table: Rows) -> tuple[str, Rows]:
+def _variance(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     rows, name = as_shown(table), "variance, relative to the first place"
     return name, rows.assign(**{name: rows["variance"] / rows["variance"].iloc[0]})
 
@@ -92,7 +90,7 @@ CURVES = {
 NAMES = ("attention_distance", *CURVES)  # of the measures that have a figure here
 
 
-def draw(name: str, table: Rows) -> Figure:
+def draw(name: str, table: pd.DataFrame) -> Figure:
     """The usual figure of the measure ``name``, one of ``NAMES``, from its table.
 
     Networks are told apart by the column ``model``; without it the table is that of one. Raises ValueError for a
@@ -109,7 +107,7 @@ def draw(name: str, table: Rows) -> Figure:
         raise ValueError(f"this is no table of {name}: it has no column {error}") from error
 
 
-def points(name: str, table: Rows) -> tuple[str, Rows]:
+def points(name: str, table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """What the figure of a measure over depth draws: the name of its number, and ``model``, ``depth`` and that number.
 
     ``name``: one of ``CURVES``. The control of pixels in a table of localisation is no network, and left out.
@@ -125,11 +123,11 @@ def points(name: str, table: Rows) -> tuple[str, Rows]:
     return y, every[["model", "depth", y, *(CURVES[name].error or ())]]
 
 
-def _of_networks(table: Rows) -> Rows:
+def _of_networks(table: pd.DataFrame) -> pd.DataFrame:
     return table if "model" in table else table.assign(model="network")
 
 
-def _curve(name: str, table: Rows) -> Figure:
+def _curve(name: str, table: pd.DataFrame) -> Figure:
     """Lines of a measure's number over depth, the networks' names above them, where no line runs."""
     curve, (y, every) = CURVES[name], points(name, table)
     several = every["model"].nunique() > 1
@@ -145,7 +143,7 @@ def _curve(name: str, table: Rows) -> Figure:
     return drawn
 
 
-def _heads(table: Rows) -> Figure:
+def _heads(table: pd.DataFrame) -> Figure:
     """Left the heads of the first network's lowest and highest blocks, sorted; right the mean over heads by block.
 
     On the right stand, beside the first network, those of which a uniform attention reaches as far: pixels of images

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +44,12 @@ def muon_in_float32() -> Iterator[None]:
 
     A processor without arithmetic in bfloat16 would spend most of a training on them.
     """
-    before = _muon._zeropower_via_newtonschulz
-    _muon._zeropower_via_newtonschulz = newton_schulz
+    room: Any = _muon
+    before, room._zeropower_via_newtonschulz = room._zeropower_via_newtonschulz, newton_schulz
     try:
         yield
     finally:
-        _muon._zeropower_via_newtonschulz = before
+        room._zeropower_via_newtonschulz = before
 
 
 def newton_schulz(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
