@@ -4,6 +4,7 @@ All take images of 64 × 64 pixels. ViT, Mixer, PiT, Swin and ConvNeXt are train
 four times as fast.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -101,7 +102,7 @@ def _colours(card: Card, num_classes: int) -> nn.Module:
     return ColourHistogram(num_classes)
 
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "vit": _vit,
     "resnet": _resnet,
     "mixer": _mixer,
