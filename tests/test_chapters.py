@@ -116,9 +116,9 @@ SMALL = {
         "seeds": {"seed 1": {"ViT": "vit-seed1", "ResNet": "not recorded yet"}},
         "pooled": {"vit": "vit-gap"},
         "live": ["vit-small-seed1", "vit-small"],
-        "heads": {1: ["vit-short", "vit-seed1"], 8: ["vit-gap", "not recorded yet"]},  # with recorded spectra
-        "widths": {8: ["vit"], 16: ["vit-short", "vit-short-seed1"], 32: ["vit-seed2", "vit-seed1"]},
-        "patches": {4: ["vit-gap"], 8: ["vit-short", "vit-seed1"], 16: ["vit", "vit-seed2"]},
+        "heads": {"1": ["vit-short", "vit-seed1"], "8": ["vit-gap", "not recorded yet"]},  # with recorded spectra
+        "widths": {"8": ["vit"], "16": ["vit-short", "vit-short-seed1"], "32": ["vit-seed2", "vit-seed1"]},
+        "patches": {"4": ["vit-gap"], "8": ["vit-short", "vit-seed1"], "16": ["vit", "vit-seed2"]},
         "stages": {"ViT": ["vit", "not trained yet"], "PiT": ["resnet"], "Swin": ["resnet", "resnet-seed1"]},
         "augmented": {"weak": ["vit-small-seed1"], "strong": ["vit-small", "not trained yet"]},
         "recipe": ["vit-short", "vit-small", "mixer", "resnet-short"],
