@@ -154,6 +154,23 @@ SMALL = {
         "batch": 16,
         "seed": 1,
     },
+    "11_architecture_and_objective": {
+        "models": {
+            "ViT": ["vit-small-seed1", "vit-small"],
+            "masked ViT": ["vit-small-mae", "not trained yet"],
+            "denoiser": ["vit-small-denoiser", "not trained yet"],
+            "PiT": ["pit", "not trained yet"],
+            "Swin": ["swin", "not trained yet"],
+            "ConvNeXt": ["convnext", "not trained yet"],
+            "ResNet": ["resnet-short-seed1", "resnet-short"],
+        },
+        "images": 64,
+        "batch": 8,
+        "shots": 2,
+        "learn": 320,
+        "scored": 64,
+        "seed": 1,
+    },
 }
 
 TWO_ERRORS = {"01_similarity"}  # draws two errors to either side, and says so
