@@ -17,7 +17,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -226,12 +226,9 @@ def _step(run: _Run, card: Card, steps: int, batch: torch.Tensor, target: torch.
     return loss.item()
 
 
-@contextmanager
-def _fast(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within the context steps are computed in what is fast on this device: see ``_precision`` and ``unfused``."""
-    with ExitStack() as stack:
-        stack.enter_context(unfused(model) if _precision(device) == "bfloat16" else optimisers.muon_in_float32())
-        yield
+def _fast(model: nn.Module, device: torch.device) -> AbstractContextManager:
+    """The context in which steps are computed in what is fast on this device: see ``_precision`` and ``unfused``."""
+    return unfused(model) if _precision(device) == "bfloat16" else optimisers.muon_in_float32()
 
 
 def _precision(device: torch.device) -> str:

@@ -306,9 +306,10 @@ def _arrays(file: Path, _: str) -> Arrays:
 
 def _add(folder: Path, key: str, about: Mapping[str, Any], found: Arrays) -> None:
     """Put a piece beside those of a folder."""
+    code = results.code_version()  # before anything is written, which git would call a change
     pieces, arrays = _stored(folder)
     arrays = arrays | {f"{key}/{name}": np.ascontiguousarray(value) for name, value in found.items()}
-    pieces = {**pieces, key: {**about, "code": results.code_version()}}
+    pieces = {**pieces, key: {**about, "code": code}}
     file = folder / f"{NAME}.safetensors"
     with files.replacing(file) as (part,):
         save_file(arrays, part)
@@ -316,7 +317,7 @@ def _add(folder: Path, key: str, about: Mapping[str, Any], found: Arrays) -> Non
     table = pd.DataFrame(rows, columns=["piece", "array", "measure", "numbers"])
     models = sorted({one["name"] for piece in pieces.values() for one in piece["networks"].values()})
     noted: dict[str, Any] = {"models": models, "arrays": files.sha256(file), "pieces": pieces, "command": COMMAND}
-    results.write(NAME, table, what=WHAT, units={}, seed=0, where=folder, **noted)
+    results.write(NAME, table, what=WHAT, units={}, seed=0, where=folder, code=code, **noted)
 
 
 @lru_cache(maxsize=2)

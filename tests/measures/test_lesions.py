@@ -60,6 +60,16 @@ def accuracy(model, batches):
         return torch.cat([model(normalise(model, x)).argmax(1) == y for x, y in batches]).double().mean()
 
 
+def assert_zeroed(make, batches, parts, table):
+    """Each unit without which ``table`` was measured costs what its last layer costs when its weights are zero."""
+    for unit, layer in parts.items():
+        changed = make()
+        for parameter in changed.get_submodule(layer).parameters():
+            nn.init.zeros_(parameter)
+        wanted = 100 * (1 - accuracy(changed, batches))
+        assert wanted > 0 and lost(table, unit, "zero") == pytest.approx(float(wanted))
+
+
 def test_without_a_unit_is_with_its_last_weights_zero():
     for make, parts in (
         (vit, {"blocks.1.attn": "blocks.1.attn.proj", "blocks.2.mlp": "blocks.2.mlp.fc2"}),
@@ -67,12 +77,7 @@ def test_without_a_unit_is_with_its_last_weights_zero():
     ):
         batches = data(make())
         table = lesions(make(), batches, groups=4)
-        for unit, layer in parts.items():
-            changed = make()
-            for parameter in changed.get_submodule(layer).parameters():
-                nn.init.zeros_(parameter)
-            wanted = 100 * (1 - accuracy(changed, batches))
-            assert wanted > 0 and lost(table, unit, "zero") == pytest.approx(float(wanted))
+        assert_zeroed(make, batches, parts, table)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +114,7 @@ def test_networks_with_stages_are_silenced_unit_by_unit(name, parts):
     table = lesions(model, batches, [tap for tap in every if tap.name in parts], groups=4)
     blocks = [module for module, _ in model.named_modules() if re.search(r"blocks\.\d+$", module)]
     assert len(every) == (1 if name == "convnext" else 2) * len(blocks)
-    for unit, layer in parts.items():
-        changed = make()
-        for parameter in changed.get_submodule(layer).parameters():
-            nn.init.zeros_(parameter)
-        wanted = 100 * (1 - accuracy(changed, batches))
-        assert wanted > 0 and lost(table, unit, "zero") == pytest.approx(float(wanted))
+    assert_zeroed(make, batches, parts, table)
 
 
 def test_a_unit_that_says_the_same_of_every_image_costs_nothing_at_its_mean():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_training import same
+from test_training import once_and_often, same
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -108,13 +108,7 @@ def test_the_encoder_is_stored_without_accuracies(tmp_path, monkeypatch):
 def test_stops_change_nothing(tmp_path, monkeypatch):
     """Encoder, map to noise and optimisers after one run, and after one of several pieces."""
     monkeypatch.setattr(zoo, "FOLDER", tmp_path / "zoo")
-    kept = []
-    for pieces in ((20,), (3, 16, 1)):
-        work = tmp_path / str(len(pieces))
-        for steps in pieces:
-            assert training.train(VIT, work, stop_after=steps, **QUICK) is None
-        (file,) = work.glob("tiny-denoiser-*.pt")
-        kept.append(torch.load(file, weights_only=True))
+    kept = once_and_often(VIT, tmp_path, (3, 16, 1))
     assert same(kept[0]["optimisers"], kept[1]["optimisers"]) and same(kept[0]["model"], kept[1]["model"])
     assert kept[0]["curve"][0][1] == pytest.approx(1, abs=0.3) and "noise.weight" in kept[0]["model"]
     start = zoo.build(VIT).state_dict()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import same
+from test_training import once_and_often, same
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
@@ -88,13 +88,7 @@ def test_the_encoder_is_stored_without_accuracies_and_a_supervised_run_starts_fr
 def test_stops_change_nothing(tmp_path, monkeypatch):
     """Encoder, decoder and optimisers after one run, and after one of several pieces."""
     monkeypatch.setattr(zoo, "FOLDER", tmp_path / "zoo")
-    kept = []
-    for pieces in ((20,), (3, 16, 1)):
-        work = tmp_path / str(len(pieces))
-        for steps in pieces:
-            assert training.train(VIT, work, stop_after=steps, **QUICK) is None
-        (file,) = work.glob("tiny-mae-*.pt")
-        kept.append(torch.load(file, weights_only=True))
+    kept = once_and_often(VIT, tmp_path, (3, 16, 1))
     assert same(kept[0]["optimisers"], kept[1]["optimisers"])
     kept = [one["model"] for one in kept]
     assert all(torch.equal(kept[0][key], kept[1][key]) for key in kept[0]) and "mask_token" in kept[0]

@@ -76,6 +76,14 @@ def same(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+def once_and_often(card, folder, pieces):
+    """The checkpoints of a run in one piece, and of one that stopped after so many steps each time."""
+    for work, parts in ((folder / "once", [sum(pieces)]), (folder / "often", pieces)):
+        for steps in parts:
+            assert train(card, work, stop_after=steps, **QUICK) is None
+    return checkpoint(folder / "once", card), checkpoint(folder / "often", card)
+
+
 @pytest.mark.fault("Training", "a run is killed", "it goes on where it was, to the same weights")
 def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
     work = tmp_path / "work"
@@ -96,12 +104,10 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(tmp_path, m
 @pytest.mark.parametrize("card", [VIT, RESNET, STRONG], ids=lambda card: card.name)
 def test_stops_change_neither_weights_nor_optimiser(card, tmp_path):
     """Compared before the weights are rounded to half precision, one step before the end."""
-    once, often = tmp_path / "once", tmp_path / "often"
-    assert train(card, once, stop_after=STEPS - 1, **QUICK) is None
-    for steps in (1, 12, 3, 13):
-        assert train(card, often, stop_after=steps, **QUICK) is None
+    assert sum(pieces := (1, 12, 3, 13)) == STEPS - 1
+    once, often = once_and_often(card, tmp_path, pieces)
     for key in ("step", "model", "optimisers", "curve", "smoothed"):
-        assert same(checkpoint(once, card)[key], checkpoint(often, card)[key]), key
+        assert same(once[key], often[key]), key
 
 
 def test_another_recipe_or_seed_starts_anew(tmp_path):
