@@ -381,11 +381,12 @@ def test_no_page_weighs_more_than_two_megabytes(site, name):
 def test_the_search_finds_cka_in_a_chapter(visit):
     page = visit("search", query="?q=CKA")
     page.wait_for_selector("#search-results li a")
-    page.wait_for_function("document.querySelector('#search-results').innerText.includes('found')")
+    page.wait_for_function("Search.status.innerText.includes('found')")  # excerpts may say "found" as well
     links = page.evaluate("[...document.querySelectorAll('#search-results li a')].map(a => a.href)")
     assert any("/notebooks/" in link for link in links)
+    pages = page.locator("#search-results li:not(:has(> span))").count()  # not the library's entries, which have none
     excerpts = page.locator("#search-results p.context").all_inner_texts()
-    assert len(excerpts) >= len(links) / 2 and sum("cka" in text.lower() for text in excerpts) >= 0.8 * len(excerpts)
+    assert len(excerpts) >= 0.8 * pages >= 10 and sum("cka" in text.lower() for text in excerpts) >= 0.8 * len(excerpts)
     assert page.wrong == [] and page.left == []
     page.goto(links[0])
     assert page.locator("article h1").count() == 1
