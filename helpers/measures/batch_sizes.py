@@ -51,7 +51,7 @@ def cka_in_batches(
         grams += out.values()
     results = []
     for size in sizes:
-        metric, parts = MinibatchCKA(len(grams)), torch.arange(len(images)).split(size)
+        metric, parts = MinibatchCKA(len(grams)).on(grams[0].device), torch.arange(len(images)).split(size)
         for number, part in Share().dealt(parts, stand_in=False):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             metric.update(torch.stack([row_of_gram(gram[rows, rows]) for gram in grams]), batch_index=number)

@@ -13,7 +13,7 @@ images has no CKA (NaN).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -223,6 +223,13 @@ class MinibatchCKA(Metric):
         self.self_y[group] += images * self_y.to(self.self_y)
         self.batches[group] += 1
         self.images[group] += images
+
+    def on(self, device: torch.device) -> Self:
+        """Itself, its sums where processes that compute on ``device`` add them up: there for CUDA, else on the host.
+
+        MPS has no float64, and gloo, by which processes without CUDA talk, adds on the host.
+        """
+        return self.to(device) if device.type == "cuda" else self
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """``update``, then the matrix of everything so far."""

@@ -16,6 +16,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from helpers.measures.stream_maps import Place, about, kept_mean, stream_sums
+from helpers.networks.inputs import float64
 from helpers.uncertainty import GROUPS, delete_one
 
 
@@ -52,7 +53,7 @@ class FeatureVariance:
 
 def moments(maps: Tensor) -> dict[str, Tensor]:
     """Of maps (n, d, h, w): variance over positions and mean square of each channel (d,), summed over images."""
-    flat = maps.double().flatten(2)
+    flat = float64(maps).flatten(2)
     return {"variance": flat.var(2, correction=0).sum(0), "square": flat.square().mean(2).sum(0)}
 
 

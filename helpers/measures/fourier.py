@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.measures.stream_maps import Place, about, kept_mean, stream_sums
-from helpers.networks.inputs import pixels
+from helpers.networks.inputs import float64, pixels
 from helpers.uncertainty import GROUPS, delete_one
 
 EPSILON = 1e-6  # added to amplitudes before the logarithm, as the authors do: a channel may be zero everywhere
@@ -115,8 +115,8 @@ def summary(maps: Tensor) -> dict[str, float]:
     """The measures of the module's list of maps (n, d, h, w), together. Raises ValueError for other shapes."""
     if maps.ndim != 4 or not len(maps) or min(maps.shape[2:]) < LEAST:
         raise ValueError(f"maps are (n, d, h, w), of {LEAST} rows and columns at least; got {tuple(maps.shape)}")
-    found = amplitudes(maps.double())
-    return _summary(*((found[name] / len(maps)).numpy() for name in ("log", "power")))
+    found = amplitudes(float64(maps))
+    return _summary(*((found[name] / len(maps)).cpu().numpy() for name in ("log", "power")))
 
 
 def _summary(log: np.ndarray, power: np.ndarray) -> dict[str, float]:

@@ -134,7 +134,7 @@ def _read_heads(
     heads, prefix = _heads(vit, name), prefix_tokens(vit)
     blocks = [tap for tap in taps_for(resnet, ["block"]) if re.match(r"stages\.0\.|layer1\.", tap.name)]
     entrance = _first_stage(resnet)
-    metric = MinibatchCKA(heads + len(blocks), groups=groups).to(next(vit.parameters()).device)
+    metric = MinibatchCKA(heads + len(blocks), groups=groups).on(next(vit.parameters()).device)
 
     def grid(tokens: int, size: tuple[int, int]) -> Grid:
         return replace(grid_of(vit, name, tokens, size), corners=corners)

@@ -78,9 +78,7 @@ def cka_heatmap(
     row = partial(gram_row, debiased=debiased, dtype=gram_dtype)
     places = _places(taps)
     device = next(next(iter(models.values())).parameters(), torch.empty(0)).device
-    metric, control = MinibatchCKA(len(places)), MinibatchCKA(len(places), len(places))
-    if device.type == "cuda":  # distributed sums of CUDA processes need their states there
-        metric, control = metric.to(device), control.to(device)
+    metric, control = (MinibatchCKA(len(places), others).on(device) for others in (None, len(places)))
     rank, world = process()
     size = skipped = used = 0
     seen: set[int] = set()

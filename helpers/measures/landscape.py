@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from helpers.measures import objective
 from helpers.measures.distributed import Share
 from helpers.measures.objective import Batch, Weights
+from helpers.networks.inputs import float64
 from helpers.uncertainty import delete_one
 
 FILTERS = ("output", "input")
@@ -188,7 +189,7 @@ def polar(way: Sequence[Weights]) -> pd.DataFrame:
     """
     if len(way) < 2 or any(point.keys() != way[0].keys() for point in way):
         raise ValueError("a way has two points or more, of the same weights each")
-    points = [torch.cat([point[name].double().reshape(-1) for name in way[0]]) - _end(way) for point in way]
+    points = [_in_one(point, way[0]) - _in_one(way[-1], way[0]) for point in way]
     start = points[0].norm()
     if not start:
         raise ValueError("the way ends where it starts, so it has no direction")
@@ -200,5 +201,5 @@ def polar(way: Sequence[Weights]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _end(way: Sequence[Weights]) -> Tensor:
-    return torch.cat([way[-1][name].double().reshape(-1) for name in way[0]])
+def _in_one(point: Weights, names: Iterable[str]) -> Tensor:
+    return torch.cat([float64(point[name]).reshape(-1) for name in names])

@@ -72,7 +72,8 @@ def tokens(networks: dict[str, nn.Module], images: ImageSet, where: Path, **note
     prefix, share = prefix_tokens(vit), Share()
     sizes: dict[int, list[dict[str, Any]]] = {}  # by number of the batch
     seen = [view for view in VIEWS if prefix or view != "CLS token"]
-    metric = MinibatchCKA(len(seen) * len(taps) + len(blocks))
+    device = next(vit.parameters()).device
+    metric = MinibatchCKA(len(seen) * len(taps) + len(blocks)).on(device)
 
     def parts(x: Tensor) -> tuple[Tensor, dict[str, float]]:
         return torch.stack([gram_row(part) for part in views(x, prefix).values()]), statistics(x, prefix)
@@ -115,7 +116,8 @@ def batch_sizes(networks: dict[str, nn.Module], images: ImageSet, where: Path, *
     places = [
         (name, tap.name, tap.kind, i / (len(taps[name]) - 1)) for name in taps for i, tap in enumerate(taps[name])
     ]
-    sums = {large: MinibatchCKA(len(places)), small: MinibatchCKA(len(places))}
+    device = next(next(iter(networks.values())).parameters()).device
+    sums = {size: MinibatchCKA(len(places)).on(device) for size in (large, small)}
     bar = tqdm(batches(images, large), desc="batch sizes", unit="batch")
     for number, (batch, _) in Share().dealt(bar, stand_in=False):
         grams = torch.stack([gram for name in networks for gram in _large_grams(networks[name], taps[name], batch)])
