@@ -74,12 +74,10 @@ def components(pictures: Tensor, count: int = SHOWN) -> Components:
     """
     if pictures.ndim != 4:
         raise ValueError(f"pictures are (N, C, h, w); got {tuple(pictures.shape)}")
-    x = pictures.detach().double().flatten(1)
-    if not 0 < count <= min(len(x) - 1, x.shape[1]):
-        raise ValueError(f"{len(x)} pictures of {x.shape[1]} numbers have no {count} principal components")
-    x = x - x.mean(0)
-    if not x.isfinite().all() or not x.any():
-        raise ValueError("pictures that are all alike, or hold numbers that are not finite, have no components")
+    size = pictures.shape[1:].numel()
+    if not 0 < count <= min(len(pictures) - 1, size):
+        raise ValueError(f"{len(pictures)} pictures of {size} numbers have no {count} principal components")
+    x = _centred(pictures)
     if len(x) > x.shape[1]:
         x = torch.linalg.qr(x, mode="r").R  # the same components, of as many rows as there are pixels
     _, deviations, directions = torch.linalg.svd(x, full_matrices=False)
@@ -87,6 +85,15 @@ def components(pictures: Tensor, count: int = SHOWN) -> Components:
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     shares = deviations.square() / deviations.square().sum()
     return Components((directions * largest.sign()).view(count, *pictures.shape[1:]), shares[:count])
+
+
+def _centred(pictures: Tensor) -> Tensor:
+    """Pictures as rows, without their mean: (N, C · h · w). Raises ``ValueError`` where nothing can be said of them."""
+    x = pictures.detach().double().flatten(1)
+    x = x - x.mean(0)
+    if not x.isfinite().all() or not x.any():
+        raise ValueError("pictures that are all alike, or hold numbers that are not finite, have no components")
+    return x
 
 
 def filter_components(model: nn.Module, count: int = SHOWN) -> Components:
@@ -122,6 +129,18 @@ def overlap(a: Components, b: Components) -> float:
         raise ValueError(f"components of {tuple(a.pictures.shape)} and {tuple(b.pictures.shape)} have no overlap")
     x, y = (part.pictures.double().flatten(1) for part in (a, b))
     return float((x @ y.T).square().sum() / len(x))
+
+
+def share_within(pictures: Tensor, space: Components) -> float:
+    """How much of the variance of pictures (N, C, h, w) lies in the span of components, between 0 and 1.
+
+    About K over the number of pixels for components that have nothing to do with the pictures. Raises ``ValueError``
+    for pictures of another size, or that are all alike or not finite.
+    """
+    if pictures.shape[1:] != space.pictures.shape[1:]:
+        raise ValueError(f"pictures of {tuple(pictures.shape[1:])}, components of {tuple(space.pictures.shape[1:])}")
+    x = _centred(pictures)
+    return float((x @ space.pictures.double().flatten(1).T).square().sum() / x.square().sum())
 
 
 def few_and_smooth(trained: Components, untrained: Components) -> tuple[float, float]:

@@ -67,6 +67,22 @@ def test_overlap_is_one_for_one_space_and_by_chance_k_over_d():
         patch_embedding.overlap(space, patch_embedding.components(torch.randn(9, 3, 2, 2), 4))
 
 
+def test_the_share_within_is_what_a_projection_keeps_and_by_chance_k_over_d():
+    pictures = torch.randn(300, 3, 4, 4, generator=generator()) * torch.linspace(0.1, 3, 4) + 7
+    first = patch_embedding.components(pictures, 12)
+    assert patch_embedding.share_within(pictures, first) == pytest.approx(float(first.shares.sum()), abs=1e-10)
+    rest = patch_embedding.components(pictures, 48)
+    rest = patch_embedding.Components(rest.pictures[12:], rest.shares[12:])
+    assert patch_embedding.share_within(pictures, rest) == pytest.approx(1 - float(first.shares.sum()), abs=1e-10)
+    white, other = (torch.randn(4000, 3, 4, 4, generator=generator(seed)) for seed in (1, 2))
+    drawn = patch_embedding.components(other, 12)
+    assert patch_embedding.share_within(white, drawn) == pytest.approx(12 / 48, abs=0.02)
+    with pytest.raises(ValueError, match="components of"):
+        patch_embedding.share_within(torch.randn(9, 3, 2, 2), first)
+    with pytest.raises(ValueError, match="all alike"):
+        patch_embedding.share_within(torch.ones(9, 3, 4, 4), first)
+
+
 def test_smooth_filters_meet_the_claim_and_random_ones_do_not():
     x = torch.linspace(0, 1, 8)
     waves = [torch.cos(torch.pi * (a * x[:, None] + b * x)) for a in range(3) for b in range(3)]
