@@ -9,6 +9,7 @@ second seed.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from helpers.images.scenes import NOVEL, Corpus
 
@@ -147,19 +148,33 @@ SCARCE = tuple(
     for per_cent in FRACTIONS
 )
 
-# Networks built step by step, where there is room to gain: the ResNet on a tenth of the scenes, for 300 steps. Their
+# Networks built step by step, where there is room to gain: the ResNet on a tenth of the scenes, for 500 steps. Their
 # control, resnet-brief, is also the network of the same size: nine heads have as many weights as nine taps.
-BRIEF = replace(_RESNET_SHORT, images_seen=38_400, distinct_images=10_000)
-_BUILT = (
-    Card("resnet-brief", "resnet", "the ResNet on few images and few steps: the control of AlterNets", recipe=BRIEF),
-    Card("alternet-end4", "resnet", "attention at the end of the last stage", recipe=BRIEF, attention=((3, 3),)),
-    Card("alternet-start4", "resnet", "attention at the start of the last stage", recipe=BRIEF, attention=((3, 1),)),
-    Card("alternet-end34", "resnet", "attention at the end of the last two", recipe=BRIEF, attention=((2, 3), (3, 3))),
-    Card("resnet-blurred", "resnet", "a 2 × 2 box blur before each subsampling", recipe=BRIEF, blurred=True),
-    Card("vit-small-window3", "vit", "attention to the 3 × 3 patches around", _SMALL, SHORT, window=3),
-    Card("vit-small-window5", "vit", "attention to the 5 × 5 patches around", _SMALL, SHORT, window=5),
+BRIEF = replace(_RESNET_SHORT, images_seen=64_000, distinct_images=10_000)
+
+
+def _brief(name: str, about: str, **change: Any) -> tuple[Card, ...]:
+    """Three trainings of the ResNet with one thing changed."""
+    return tuple(_seeded(Card(name, "resnet", about, recipe=BRIEF, **change), seed) for seed in _SEEDS)
+
+
+def _windowed(side: int) -> tuple[Card, ...]:
+    """Two trainings of the small ViT whose patches see the patches around them."""
+    about = f"attention to the {side} × {side} patches around"
+    card = Card(f"vit-small-window{side}", "vit", about, _SMALL, SHORT, window=side)
+    return tuple(_seeded(card, seed) for seed in _SEEDS[:2])
+
+
+BUILT = (
+    *_brief("resnet-brief", "the ResNet on few images and few steps: the control of AlterNets"),
+    *_brief("alternet-end4", "attention at the end of the last stage", attention=((3, 3),)),
+    *_brief("alternet-start4", "attention at the start of the last stage", attention=((3, 1),)),
+    *_brief("alternet-end34", "attention at the end of the last two", attention=((2, 3), (3, 3))),
+    *_brief("alternet-end234", "attention at the end of the last three", attention=((1, 3), (2, 3), (3, 3))),
+    *_brief("resnet-blurred", "a 2 × 2 box blur before each subsampling", blurred=True),
+    *_windowed(3),
+    *_windowed(5),
 )
-BUILT = tuple(_seeded(card, seed) for card in _BUILT for seed in _SEEDS[:2])
 
 # The small ViT with other position encodings than the learned one that it has.
 POSITIONS = tuple(
@@ -182,7 +197,7 @@ def _small(what: str, about: str, architecture: dict | None = None, recipe: Reci
 
 # Heads of 16 dimensions, as many as are named, and four heads of so many dimensions; with four of 16 it is vit-small.
 HEADS = (
-    *(card for n in (1, 8) for card in _small(f"heads{n}", f"with heads: {n}", {"num_heads": n, "head_width": 16})),
+    *(card for n in (1, 2, 8) for card in _small(f"heads{n}", f"with heads: {n}", {"num_heads": n, "head_width": 16})),
     *(card for w in (8, 32) for card in _small(f"head-width{w}", f"with heads of {w} dimensions", {"head_width": w})),
 )
 PATCHES = tuple(card for p in (4, 16) for card in _small(f"patch{p}", f"with patches of {p} pixels", {"patch_size": p}))
