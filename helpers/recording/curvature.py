@@ -89,6 +89,7 @@ SMALL = tuple(State(f"{network}{seed}") for seed in ("", "-seed1") for network i
 SMALL += tuple(State(network) for network in ("convnext", "convnext-seed1", "vit-small-patch4"))
 WARM = tuple(State(f"{network}{seed}", 16_000) for seed in ("", "-seed1") for network in ("vit-small", "pit", "swin"))
 SMALL_UNTRAINED = tuple(State(network, -1) for network in _NETWORKS if network != "vit-small-strong")
+WINDOWED = tuple(State(f"vit-small-window{side}{seed}") for side in (3, 5) for seed in ("", "-seed1"))
 LATER = tuple(State("vit", seen) for seen in (0, 64_000, 128_000)) + tuple(
     State("resnet", seen) for seen in (2_560, 6_400, 32_000, 64_000, 128_000)
 )
@@ -141,6 +142,7 @@ PIECES = (
     *(_hessian(state, 3) for state in (*UNTRAINED, *LATER)),
     *(_hessian(state, 5) for state in (*WARM, *SMALL)),
     *(_hessian(state, 3) for state in SMALL_UNTRAINED),
+    *(_hessian(state, 5) for state in WINDOWED),
     *(Piece("landscape_rays", state, (("per", per),)) for per in landscape.FILTERS for state in ENDS),
     *(_hessian(state, 1, 128, 1) for state in (ENDS[0], ENDS[3])),
     *(Piece("landscape_planes", state, (("per", "output"),)) for state in (ENDS[0], ENDS[3])),
