@@ -10,7 +10,7 @@ addEventListener("DOMContentLoaded", () => {
   };
   const show = (item) => {
     const [address, anchor = ""] = item.querySelector("a").getAttribute("href").split("#");
-    if (item.querySelector("span")) return; // an entry of the library, which says where it is
+    if (item.querySelector(":scope > span")) return; // an entry of the library, which says where it is
     const name = address.slice(0, -DOCUMENTATION_OPTIONS.LINK_SUFFIX.length);
     const excerpt = Search.makeSearchSummary(name, stems, `#${anchor}`);
     if (!excerpt) return;
