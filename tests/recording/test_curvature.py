@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from helpers import results
 from helpers.measures import hessian, landscape, objective
-from helpers.networks import architectures
+from helpers.networks import architectures, zoo
 from helpers.networks.catalogue import HEADS, PATCHES, STAGED, STRONG, ZOO
 from helpers.networks.inputs import normalise
 from helpers.networks.unfused import unfused
@@ -188,6 +188,22 @@ def test_the_first_batch_of_a_network_has_the_recorded_eigenvalue():
     again = hessian.hessian_spectra(state.load(), [batch], state.card.recipe.weight_decay, 1, 0.05)
     assert again["loss"].iloc[0] == pytest.approx(first["loss"], rel=1e-3)
     np.testing.assert_allclose(again["eigenvalue"].iloc[0], first["eigenvalue"], rtol=0.02)
+
+
+@pytest.mark.skipif("hessian" not in NAMES, reason="no Hessian is recorded yet")
+def test_networks_are_drawn_as_they_were_when_they_were_recorded():
+    """Their weights are not pinned, only the seed; the loss tells another draw."""
+    table, sidecar = results.recorded("hessian")
+    drawn = {key: State(**made["network"]) for key, made in sidecar["pieces"].items() if made["network"]["seen"] == -1}
+    assert len(drawn) > 5
+    for key, state in drawn.items():
+        recorded = table[(table["piece"] == key) & (table["batch"] == 0)]["loss"].iloc[0]
+        batch = objective.training_batches(state.card, 1, 16)
+        again, other = (
+            landscape.values(model, objective.weights(model), batch, state.card.recipe.weight_decay)["loss"]
+            for model in (state.load(), zoo.load(state.network, pretrained=False, seed=state.card.seed + 1))
+        )
+        assert again == pytest.approx(recorded, rel=1e-3) != other, key
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "hessian"])
