@@ -26,8 +26,8 @@ def confidences(logits: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]
         raise ValueError(f"logits are (N, classes) and labels (N,); got {tuple(logits.shape)}, {tuple(labels.shape)}")
     if not bool(logits.isfinite().all()):
         raise ValueError("logits are not finite")
-    most, answer = torch.softmax(logits.double(), 1).max(1)
-    return most.numpy(), (answer == labels).numpy()
+    most, answer = torch.softmax(logits.cpu().double(), 1).max(1)
+    return most.numpy(), (answer == labels.cpu()).numpy()
 
 
 def reliability(confidence: ArrayLike, right: ArrayLike, bins: int = BINS) -> pd.DataFrame:

@@ -33,6 +33,7 @@ from helpers.measures.hsic import (
     power_of_two,
     row_of_gram,
 )
+from helpers.networks.inputs import float64
 from helpers.uncertainty import GROUPS, bootstrap_groups, weighted_jackknife
 
 __all__ = [
@@ -49,7 +50,7 @@ def cka(x: Tensor, y: Tensor, debiased: bool = True) -> float:
     """
     check_same_images(x, y)
     _check_finite(x, y)
-    x, y = (gram_row(_unit(z), debiased).double() for z in (x, y))
+    x, y = (float64(gram_row(_unit(z), debiased)) for z in (x, y))
     return ratio(float(x @ y), float(x @ x), float(y @ y))
 
 

@@ -61,7 +61,15 @@ def hessian_vector_product(value: Tensor, parameters: Sequence[Tensor]) -> Produ
     return product
 
 
-def lanczos(product: Product, size: int, top: int = 5, tolerance: float = 0.05, most: int = 80, seed: int = 0) -> Ritz:
+def lanczos(
+    product: Product,
+    size: int,
+    top: int = 5,
+    tolerance: float = 0.05,
+    most: int = 80,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> Ritz:
     """The ``top`` eigenvalues of largest magnitude of a symmetric matrix, by Lanczos' method.
 
     Every vector is made orthogonal to all before it, twice, so that no eigenvalue comes back as a ghost of itself. An
@@ -75,6 +83,7 @@ def lanczos(product: Product, size: int, top: int = 5, tolerance: float = 0.05, 
             apart from the others is far smaller still, of the residual's second order.
         most: products after which it ends anyway.
         seed: of the first vector.
+        device: of the vectors, by default the host; they come to P floats each, and there are as many as products.
 
     Returns:
         The eigenvalues with their residuals.
@@ -85,8 +94,8 @@ def lanczos(product: Product, size: int, top: int = 5, tolerance: float = 0.05, 
     """
     if not 1 <= top <= min(size, most):
         raise ValueError(f"{top} eigenvalues of a matrix {size} × {size} can't be found with {most} products")
-    v = torch.randn(size, generator=torch.Generator().manual_seed(seed))
-    basis, norm = torch.empty(min(size, most), size), v.norm()
+    v = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(device)
+    basis, norm = torch.empty(min(size, most), size, device=device), v.norm()
     diagonal: list[float] = []  # of the matrix that the basis makes of H, and the entries beside it
     beside: list[float] = []
     while True:
@@ -149,7 +158,7 @@ def hessian_spectra(
             total = value + objective.penalty(parameters, decay)
             product = hessian_vector_product(total, list(parameters.values()))
             size = sum(each.numel() for each in parameters.values())
-            found = lanczos(product, size, top, tolerance, most, seed + number)
+            found = lanczos(product, size, top, tolerance, most, seed + number, value.device)
             about = {"steps": found.steps, "images": len(images), "loss": float(value.detach())}
             found_in[number] = [
                 {"batch": number, "rank": rank, "eigenvalue": eigenvalue, "residual": residual, **about}

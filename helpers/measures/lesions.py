@@ -15,7 +15,6 @@ How far the two lie apart says how much of a unit is a constant.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from helpers.measures.distributed import Share
 from helpers.measures.streams import at_least_two
-from helpers.networks.inputs import labelled, normalise
+from helpers.networks.inputs import float64, labelled, normalise
 from helpers.networks.places import BRANCH_OUTPUTS, OUTPUTS, stage
 from helpers.networks.taps import Tap, capture, evaluating, taps_for
 from helpers.uncertainty import GROUPS, delete_one
@@ -164,7 +163,7 @@ def _means(model: nn.Module, batches: Iterable, taps: Sequence[Tap]) -> tuple[di
     share = Share()
     for number, batch in share.dealt(batches):
         images, labels = labelled(batch)
-        with capture(model, taps, partial(torch.sum, dim=0, keepdim=True, dtype=torch.double)) as found:
+        with capture(model, taps, lambda x: float64(x).sum(0, keepdim=True)) as found:
             known[number] = [_answers(model, images) == labels]
         sums = {name: sums.get(name, 0) + value.cpu() for name, value in found.items()}
     sums, right = share.summed(sums), share.in_order(known)

@@ -89,7 +89,7 @@ def components(pictures: Tensor, count: int = SHOWN) -> Components:
 
 def _centred(pictures: Tensor) -> Tensor:
     """Pictures as rows, without their mean: (N, C · h · w). Raises ``ValueError`` where nothing can be said of them."""
-    x = pictures.detach().double().flatten(1)
+    x = pictures.detach().cpu().double().flatten(1)
     x = x - x.mean(0)
     if not x.isfinite().all() or not x.any():
         raise ValueError("pictures that are all alike, or hold numbers that are not finite, have no components")
@@ -114,7 +114,7 @@ def total_variation(pictures: Tensor) -> Tensor:
 
     Differences to the right and downwards, within a colour; the smaller, the smoother. NaN for an empty picture.
     """
-    x = pictures.double()
+    x = pictures.cpu().double()
     x = x / x.flatten(1).norm(dim=1)[:, None, None, None]
     return x.diff(dim=2).abs().sum((1, 2, 3)) + x.diff(dim=3).abs().sum((1, 2, 3))
 

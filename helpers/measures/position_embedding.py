@@ -67,7 +67,7 @@ def cosines(embeddings: Tensor) -> NDArray[np.float64]:
     """
     if embeddings.ndim != 3 or embeddings.shape[0] * embeddings.shape[1] < 4:
         raise ValueError(f"embeddings of four patches or more are (rows, columns, D); got {tuple(embeddings.shape)}")
-    x = embeddings.detach().double().flatten(0, 1)
+    x = embeddings.detach().cpu().double().flatten(0, 1)
     length = x.norm(dim=1, keepdim=True)
     if not (length > 0).all():
         raise ValueError("an embedding of length zero has no cosine with others")

@@ -198,7 +198,7 @@ def half_mass_radius(field: Tensor, centre: tuple[float, float]) -> float:
     row, column = (torch.arange(n) + 0.5 - c for n, c in zip(field.shape, centre, strict=True))
     distance = (row[:, None] ** 2 + column[None] ** 2).sqrt().flatten().double()
     rings, ring = torch.unique(distance.round(decimals=6), return_inverse=True)
-    mass = torch.zeros(len(rings), dtype=torch.double).index_add_(0, ring, field.flatten().double()).cumsum(0)
+    mass = torch.zeros(len(rings), dtype=torch.double).index_add_(0, ring, field.flatten().cpu().double()).cumsum(0)
     return float(np.interp(0.5 * float(mass[-1]), [0.0, *mass.tolist()], [0.0, *rings.tolist()]))
 
 
@@ -208,7 +208,8 @@ def central_share(field: Tensor, centre: tuple[float, float], side: int) -> floa
     for n, c in zip(field.shape, centre, strict=True):
         pixel = torch.arange(n, dtype=torch.double)
         inside.append((torch.clamp(pixel + 1, max=c + side / 2) - torch.clamp(pixel, min=c - side / 2)).clamp(min=0))
-    return float((inside[0] @ field.double() @ inside[1]) / field.double().sum())
+    field = field.cpu().double()
+    return float((inside[0] @ field @ inside[1]) / field.sum())
 
 
 def uniform_radius(size: tuple[int, int], centre: tuple[float, float] | None = None) -> float:

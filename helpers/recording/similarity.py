@@ -19,7 +19,7 @@ from helpers.measures.cka_result import SUMMED
 from helpers.measures.distributed import Share, meet
 from helpers.measures.heatmap import CKAResult, cka_heatmap
 from helpers.measures.massive_tokens import VIEWS, statistics, views
-from helpers.networks.inputs import normalise
+from helpers.networks.inputs import float64, normalise
 from helpers.networks.places import STREAM
 from helpers.networks.positions import prefix_tokens
 from helpers.networks.taps import Tap, capture, taps_for
@@ -163,9 +163,9 @@ def _large_grams(model: nn.Module, taps: list[Tap], images: Tensor) -> list[Tens
                 powers[name].append(power)
     grams = []
     for tap in taps:
-        x, scale = torch.cat(kept.pop(tap.name)), torch.exp2(torch.cat(powers[tap.name]).double())  # (n, p), (n,)
+        x, scale = torch.cat(kept.pop(tap.name)), torch.exp2(float64(torch.cat(powers[tap.name])))  # (n, p), (n,)
         gram = sum(part.float() @ part.float().T for part in x.split(65536, dim=1))
-        grams.append(gram.double() * scale[:, None] * scale)
+        grams.append(float64(gram) * scale[:, None] * scale)
     return grams
 
 

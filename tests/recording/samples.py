@@ -23,7 +23,8 @@ def noise(count: int) -> ImageSet:
     def get(i: int) -> tuple[torch.Tensor, int]:
         return torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)), i % 2
 
-    return ImageSet(count, get, {"source": "noise"}, [f"{i}.png" for i in range(count)], [i % 2 for i in range(count)])
+    about = {"source": "noise", "size": 64}
+    return ImageSet(count, get, about, [f"{i}.png" for i in range(count)], [i % 2 for i in range(count)])
 
 
 def pair(patch: int = 16, cut: bool = False, **options) -> dict:
