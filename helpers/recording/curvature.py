@@ -83,10 +83,10 @@ SCARCE = (State("vit-data10"),)
 UNTRAINED = (State("vit", -1), State("resnet", -1))
 EARLY = (State("vit", 16_000), State("resnet", 16_000))  # the kept steps nearest to the end of warm-up
 # The small ViT with one thing changed, and networks with stages, all on one recipe: what claims ask for comes first.
-_CHANGED = ("heads1", "heads2", "heads8", "head-width8", "head-width32", "patch16", "strong")
+_CHANGED = ("heads1", "heads2", "heads8", "head-width8", "head-width32", "patch4", "patch16", "strong")
 _NETWORKS = ("vit-small", *(f"vit-small-{what}" for what in _CHANGED), "pit", "swin")
 SMALL = tuple(State(f"{network}{seed}") for seed in ("", "-seed1") for network in _NETWORKS)
-SMALL += tuple(State(network) for network in ("convnext", "convnext-seed1", "vit-small-patch4"))
+SMALL += tuple(State(network) for network in ("convnext", "convnext-seed1"))
 WARM = tuple(State(f"{network}{seed}", 16_000) for seed in ("", "-seed1") for network in ("vit-small", "pit", "swin"))
 SMALL_UNTRAINED = tuple(State(network, -1) for network in _NETWORKS if network != "vit-small-strong")
 WINDOWED = tuple(State(f"vit-small-window{side}{seed}") for side in (3, 5) for seed in ("", "-seed1"))
