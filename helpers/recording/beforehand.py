@@ -6,79 +6,51 @@ parameters computes everything itself. What the chapters ask for by default is k
 
     python -m helpers.recording.beforehand --out data/recorded [chapter …]
 
-which runs the chapters, and measures what is not there yet. One file of arrays holds all pieces, one table says which.
+which runs the chapters, and measures what is not there yet (``keeping``).
 """
 
 import argparse
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from helpers import files, results
 from helpers.files import ROOT
 from helpers.images import scenes
 from helpers.images.sources import batches, scene_images
-from helpers.measures import batch_sizes, data_scale, localization, structure
+from helpers.measures import batch_sizes, data_scale, lesions, localization, structure
 from helpers.measures.attention import attention_distance
 from helpers.measures.cka import Sums
 from helpers.measures.cka_result import CKAResult
 from helpers.measures.heatmap import cka_heatmap
 from helpers.measures.object_probes import ObjectProbes, probe_object
+from helpers.measures.scores import scores
 from helpers.measures.skip_ratios import ORDINARY, skip_ratios
-from helpers.networks import zoo
 from helpers.networks.places import OUTPUTS
 from helpers.networks.taps import taps_for
 from helpers.recording import store
+from helpers.recording.keeping import KEEPING, Arrays, Network, kept
 
-VERSION = 1  # of the ways of measuring: to be raised where one changes, so that all is measured again
-NAME = "beforehand"
-KEEPING = "VIT_BOOK_KEEP"  # the folder to which what was not there is added; without it nothing is written
-CHAPTERS = ("02_representation", "04_skip_connections", "05_spatial_information", "06_data_scale")
-COMMAND = "python -m helpers.recording.beforehand --out data/recorded"
-WHAT = "Measurements on networks of the zoo that chapters ask for: one row an array of a piece"
-Arrays = dict[str, np.ndarray]
+CHAPTERS = (
+    "02_representation",
+    "04_skip_connections",
+    "05_spatial_information",
+    "06_data_scale",
+    "10_building_with_attention",
+)
 RATIOS = ["sublayer", "block", "branch", "tokens", "left_out", "ratio"]
+LESIONED = {"branches": lesions.units, "convolutions": lesions.spatial_convolutions}
 _TABLES = ("classes", "positions", "masks")
 _NAMES = ("about", *(field.name for field in fields(Sums)))
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network of the zoo, or its untrained twin drawn from ``seed``; or as it was after so many ``images``."""
-
-    name: str
-    pretrained: bool = True
-    seed: int = 0
-    images: int | None = None
-
-    def load(self) -> nn.Module:
-        """The network. Raises as ``zoo.load`` and ``zoo.load_step``."""
-        if self.images is not None:
-            return zoo.load_step(self.name, self.images)
-        return zoo.load(self.name, self.pretrained, seed=self.seed)
-
-    def pinned(self) -> dict[str, Any]:
-        """What tells it from other networks without loading it. Raises as ``zoo.card``."""
-        card = zoo.card(self.name)
-        if not self.pretrained:
-            return {"architecture": card["architecture"], "seed": self.seed}
-        found = {name: card.get(name) for name in ("architecture", "sha256", "seed", "start")}
-        if self.images is None:
-            return found
-        begun = zoo.card(card["start"])["sha256"] if card.get("start") else None  # it is what 0 images are
-        return {**found, "steps": card.get("steps"), "begun": begun}
 
 
 def probes(
@@ -264,60 +236,42 @@ def localised(network: Network, images: int, batch: int) -> pd.DataFrame:
     return _table(kept("localised", {"network": network}, {"images": images, "batch": batch}, measure)["table"])
 
 
-def kept(
-    measure: str, networks: Mapping[str, Network], asked: Mapping[str, Any], fresh: Callable[[], Arrays]
-) -> Arrays:
-    """The arrays of a piece: those that were kept for these inputs, else what ``fresh`` gives.
+def scored(networks: Mapping[str, Network], images: int, batch: int) -> pd.DataFrame:
+    """What ``scores`` gives of classifiers on the first test scenes, in batches. Raises as that does.
 
-    Where ``KEEPING`` names a folder, what was not there is added to it. Raises ValueError for a recording that is
-    damaged, and as ``fresh`` does.
+    A piece each, so that a network more costs its own time alone.
     """
-    about = {"measure": measure, "networks": {label: asdict(one) for label, one in networks.items()}, **asked}
-    key = key_of(about)
-    keeping = os.environ.get(KEEPING)
-    pieces, arrays = _stored(keeping or results.RECORDED)
-    if key in pieces:
-        return {name.partition("/")[2]: value for name, value in arrays.items() if name.startswith(f"{key}/")}
-    found = fresh()
-    if keeping:
-        _add(Path(keeping), key, about, found)
-    return found
+    tables = []
+    for label, network in networks.items():
+
+        def measure(network: Network = network) -> Arrays:
+            found = scores({"": network.load()}, batches(scene_images(images), batch))
+            return {"table": _text(found.drop(columns="network").to_csv(index=False))}
+
+        found = kept("scores", {"network": network}, {"images": images, "batch": batch}, measure)
+        tables.append(_table(found["table"]).assign(network=label))
+    if not tables:
+        raise ValueError("there is no network to score")
+    table = pd.concat(tables, ignore_index=True)
+    return table[["network", *table.columns.drop("network")]]
 
 
-def key_of(about: Mapping[str, Any]) -> str:
-    """By what a piece is known again: a hash of what was asked for, of the networks' weights, and of ``VERSION``."""
-    weights = {label: Network(**one).pinned() for label, one in about["networks"].items()}
-    found = json.dumps([VERSION, about, weights], sort_keys=True)
-    return hashlib.sha256(found.encode()).hexdigest()[:16]
+def lesioned(network: Network, images: int, batch: int, units: str = "branches") -> pd.DataFrame:
+    """What ``lesions`` gives of a network on the first test scenes, in batches, each unit silenced by itself.
 
+    ``units``: its "branches", or its "convolutions", the spatial ones of a ResNet. Raises ValueError for others, and as
+    ``lesions`` does.
+    """
+    if units not in LESIONED:
+        raise ValueError(f"units are {' or '.join(LESIONED)}, not {units}")
 
-def _stored(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
-    """The pieces of a folder, by key, and the arrays of all, named ``key/name``; none where nothing is recorded."""
-    if not (Path(folder) / f"{NAME}.json").exists():
-        return {}, {}
-    _, sidecar = results.read(NAME, folder)
-    return sidecar["pieces"], _arrays(results.arrays(NAME, folder), sidecar["arrays"])
+    def measure() -> Arrays:
+        model = network.load()
+        found = lesions.lesions(model, list(batches(scene_images(images), batch)), LESIONED[units](model))
+        return {"table": _text(found.to_csv(index=False))}
 
-
-@lru_cache(maxsize=1)
-def _arrays(file: Path, _: str) -> Arrays:
-    return load_file(file)
-
-
-def _add(folder: Path, key: str, about: Mapping[str, Any], found: Arrays) -> None:
-    """Put a piece beside those of a folder."""
-    code = results.code_version()  # before anything is written, which git would call a change
-    pieces, arrays = _stored(folder)
-    arrays = arrays | {f"{key}/{name}": np.ascontiguousarray(value) for name, value in found.items()}
-    pieces = {**pieces, key: {**about, "code": code}}
-    file = folder / f"{NAME}.safetensors"
-    with files.replacing(file) as (part,):
-        save_file(arrays, part)
-    rows = [(*name.split("/", 1), pieces[name[:16]]["measure"], value.size) for name, value in sorted(arrays.items())]
-    table = pd.DataFrame(rows, columns=["piece", "array", "measure", "numbers"])
-    models = sorted({one["name"] for piece in pieces.values() for one in piece["networks"].values()})
-    noted: dict[str, Any] = {"models": models, "arrays": files.sha256(file), "pieces": pieces, "command": COMMAND}
-    results.write(NAME, table, what=WHAT, units={}, seed=0, where=folder, code=code, **noted)
+    asked = {"images": images, "batch": batch, "units": units}
+    return _table(kept("lesions", {"network": network}, asked, measure)["table"])
 
 
 @lru_cache(maxsize=2)

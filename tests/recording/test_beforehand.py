@@ -13,21 +13,23 @@ from helpers.images.sources import batches, scene_images
 from helpers.measures import batch_sizes, data_scale, localization, object_probes
 from helpers.measures.attention import attention_distance
 from helpers.measures.heatmap import cka_heatmap
+from helpers.measures.lesions import lesions
+from helpers.measures.scores import scores
 from helpers.measures.skip_ratios import skip_ratios
 from helpers.measures.token_patches import token_patches
 from helpers.networks import zoo
 from helpers.networks.places import OUTPUTS, STREAM
 from helpers.networks.taps import taps_for
-from helpers.recording import beforehand
-from helpers.recording.beforehand import Network
+from helpers.recording import beforehand, keeping
+from helpers.recording.keeping import Network
 
 SMALL = Network("vit-small")
 
 
 @pytest.fixture
-def keeping(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RECORDED", tmp_path)
-    monkeypatch.setenv(beforehand.KEEPING, str(tmp_path))
+    monkeypatch.setenv(keeping.KEEPING, str(tmp_path))
     return tmp_path
 
 
@@ -42,10 +44,10 @@ def counted(numbers=(1.0, 2.0)):
     return fresh, made
 
 
-def test_a_piece_is_measured_once_and_again_where_anything_differs(keeping, monkeypatch):
+def test_a_piece_is_measured_once_and_again_where_anything_differs(folder, monkeypatch):
     fresh, made = counted()
     for _ in range(2):
-        found = beforehand.kept("count", {"ViT": SMALL}, {"images": 4}, fresh)
+        found = keeping.kept("count", {"ViT": SMALL}, {"images": 4}, fresh)
         assert found["numbers"].tolist() == [1, 2] and found["0.5"].dtype == bool and len(found) == 2
     assert len(made) == 1
     for networks, asked in [
@@ -56,28 +58,28 @@ def test_a_piece_is_measured_once_and_again_where_anything_differs(keeping, monk
         ({"ViT": Network("vit-small", pretrained=False, seed=1)}, {"images": 4}),
     ]:
         before = len(made)
-        beforehand.kept("count", networks, asked, fresh)
+        keeping.kept("count", networks, asked, fresh)
         assert len(made) == before + 1
-    table, sidecar = results.read(beforehand.NAME, keeping)
+    table, sidecar = results.read(keeping.NAME, folder)
     assert len(sidecar["pieces"]) == 6 and len(table) == 12
     card = {**zoo.card("vit-small"), "sha256": "0" * 64}
     monkeypatch.setattr(zoo, "card", lambda name: card)  # other weights
-    beforehand.kept("count", {"ViT": SMALL}, {"images": 4}, fresh)
-    monkeypatch.setattr(beforehand, "VERSION", 2)
-    beforehand.kept("count", {"ViT": SMALL}, {"images": 4}, fresh)
+    keeping.kept("count", {"ViT": SMALL}, {"images": 4}, fresh)
+    monkeypatch.setattr(keeping, "VERSION", 2)
+    keeping.kept("count", {"ViT": SMALL}, {"images": 4}, fresh)
     assert len(made) == 8
 
 
 def test_nothing_is_written_unless_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RECORDED", tmp_path)
-    monkeypatch.delenv(beforehand.KEEPING, raising=False)
+    monkeypatch.delenv(keeping.KEEPING, raising=False)
     fresh, made = counted()
     for _ in range(2):
-        beforehand.kept("count", {"ViT": SMALL}, {}, fresh)
+        keeping.kept("count", {"ViT": SMALL}, {}, fresh)
     assert len(made) == 2 and not list(tmp_path.iterdir())
 
 
-def test_probes_are_those_of_their_room(keeping):
+def test_probes_are_those_of_their_room(folder):
     read, test = (scenes.render(scenes.NOVEL, scenes.split(which, 320)) for which in ("validation", "test"))
     known = data_scale.probed(SMALL.load(), read, test, shots=2, draws=2, seed=1)
     for _ in range(2):
@@ -85,7 +87,7 @@ def test_probes_are_those_of_their_room(keeping):
         assert list(found) == list(known) and all(torch.equal(found[depth], known[depth]) for depth in known)
 
 
-def test_heat_maps_are_those_of_their_room(keeping):
+def test_heat_maps_are_those_of_their_room(folder):
     networks = {"ViT": SMALL, "twin": Network("vit-small", pretrained=False, seed=3)}
     models = {label: network.load() for label, network in networks.items()}
     known = cka_heatmap(models, batches(scene_images(16), 8), OUTPUTS, shuffle=1)
@@ -99,7 +101,7 @@ def test_heat_maps_are_those_of_their_room(keeping):
             assert found.control is None
 
 
-def test_sizes_of_batches_are_those_of_their_room(keeping):
+def test_sizes_of_batches_are_those_of_their_room(folder):
     for _ in range(2):
         found = beforehand.in_batches({"ViT": SMALL}, 32, (16, 8), STREAM)
         for size, result in zip((16, 8), found, strict=True):
@@ -108,7 +110,7 @@ def test_sizes_of_batches_are_those_of_their_room(keeping):
             assert result.groups == 2 and result.n_images == 32
 
 
-def test_probes_of_the_object_are_those_of_their_room(keeping):
+def test_probes_of_the_object_are_those_of_their_room(folder):
     model, size = SMALL.load(), (320, 32)
     blocks = taps_for(model, OUTPUTS)
     (last,) = token_patches(model, scene_images(8), blocks[-1:], batch=8).values()
@@ -126,7 +128,7 @@ def test_probes_of_the_object_are_those_of_their_room(keeping):
             assert set(of) == set(wanted) and all(torch.equal(of[key], wanted[key]) for key in wanted)
 
 
-def test_skip_ratios_are_those_of_their_room(keeping):
+def test_skip_ratios_are_those_of_their_room(folder):
     known = skip_ratios(SMALL.load(), batches(scene_images(8), 4)).table()
     for _ in range(2):
         found = beforehand.ratios(SMALL, 8, 4)
@@ -135,7 +137,7 @@ def test_skip_ratios_are_those_of_their_room(keeping):
             pd.testing.assert_frame_equal(found[found["tokens"] == kind].reset_index(drop=True), wanted)
 
 
-def test_heads_and_last_blocks_are_those_of_their_rooms(keeping):
+def test_heads_and_last_blocks_are_those_of_their_rooms(folder):
     model, pictures = SMALL.load(), torch.stack([image for image, _ in scene_images(32)])
     wanted = attention_distance(model, pictures.split(2))
     at_end = localization.token_patches(model, pictures, taps_for(model, OUTPUTS)[-1:], batch=8)
@@ -144,9 +146,28 @@ def test_heads_and_last_blocks_are_those_of_their_rooms(keeping):
         pd.testing.assert_frame_equal(beforehand.localised(SMALL, 32, 8), localization.table(at_end, [1.0]))
 
 
+def test_scores_and_lesions_are_those_of_their_rooms(folder):
+    networks = {"ViT": SMALL, "another": Network("vit-small-seed1")}
+    models = {label: network.load() for label, network in networks.items()}
+    shown = list(batches(scene_images(40), 8))
+    known, without = scores(models, shown), lesions(models["ViT"], shown)
+    for _ in range(2):
+        found = beforehand.scored(networks, 40, 8)
+        pd.testing.assert_frame_equal(
+            *(one.sort_values(["left_out", "network"], ignore_index=True) for one in (found, known))
+        )
+        pd.testing.assert_frame_equal(beforehand.lesioned(SMALL, 40, 8), without)
+    with pytest.raises(ValueError, match="has no tap of kind .*conv"):
+        beforehand.lesioned(SMALL, 40, 8, "convolutions")
+    with pytest.raises(ValueError, match="units are branches or convolutions, not heads"):
+        beforehand.lesioned(SMALL, 40, 8, "heads")
+    with pytest.raises(ValueError, match="there is no network to score"):
+        beforehand.scored({}, 40, 8)
+
+
 def test_networks_on_their_way_are_told_apart():
     step = Network("vit", images=int(next(iter(zoo.card("vit")["steps"]))))
-    keys = {beforehand.key_of({"networks": {"ViT": asdict(one)}}) for one in (step, Network("vit"))}
+    keys = {keeping.key_of({"networks": {"ViT": asdict(one)}}) for one in (step, Network("vit"))}
     assert len(keys) == 2
     first, last = step.load().state_dict(), Network("vit").load().state_dict()
     assert any(not torch.equal(first[name], last[name]) for name in last)
@@ -158,8 +179,8 @@ def test_chapters_that_ask_for_nothing_are_named(tmp_path, capsys):
     assert "not among the chapters that ask for something: 11_nothing" in capsys.readouterr().err
 
 
-RECORDED = beforehand.NAME in results.names(results.RECORDED)
-PIECES = results.recorded(beforehand.NAME)[1]["pieces"] if RECORDED else {}
+RECORDED = keeping.NAME in results.names(results.RECORDED)
+PIECES = results.recorded(keeping.NAME)[1]["pieces"] if RECORDED else {}
 
 
 def own(measure):
@@ -172,7 +193,7 @@ def own(measure):
 def test_the_books_own_are_of_todays_networks(key):
     about = dict(PIECES[key])
     assert not about.pop("code")["dirty"], f"{key} was measured by code that is in no commit"
-    assert beforehand.key_of(about) == key, "run `python -m helpers.recording.beforehand --out data/recorded` again"
+    assert keeping.key_of(about) == key, "run `python -m helpers.recording.beforehand --out data/recorded` again"
 
 
 @pytest.mark.skipif(not own("probes"), reason="no probes are recorded yet")
@@ -220,10 +241,16 @@ def test_cka_in_batches_is_near_that_of_fewer_images(monkeypatch):
         np.testing.assert_allclose(recorded.matrix, again.matrix, atol=0.1)
 
 
+def scored(network, *asked):
+    return beforehand.scored({"": network}, *asked)
+
+
 ROOMS = {
     "skip ratios": (beforehand.ratios, "skip_ratios"),
     "distances": (beforehand.distances, "attention_distance"),
     "localised": (beforehand.localised, "localization"),
+    "scores": (scored, "scores"),
+    "lesions": (beforehand.lesioned, "lesions"),
 }
 
 
@@ -231,7 +258,8 @@ ROOMS = {
 def test_tables_of_a_network_are_measured_again(measure, tmp_path, monkeypatch):
     ask, room = ROOMS[measure]
     about = own(measure)[0]
-    asked = Network(**about["networks"]["network"]), about["images"], about["batch"]
+    asked = [Network(**about["networks"]["network"]), about["images"], about["batch"]]
+    asked += [about["units"]] if measure == "lesions" else []
     with monkeypatch.context() as patched:
         patched.setattr(beforehand, room, None)  # nothing is measured
         recorded = ask(*asked)
