@@ -2,6 +2,6 @@
 
 from helpers import _torchvision
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _torchvision.make_importable()

@@ -631,8 +631,16 @@ def test_a_card_that_is_not_as_it_must_be_is_no_traceback(small, monkeypatch):
         book.stage(small)
 
 
-def test_the_version_stands_at_the_foot_of_every_page(root, built):
-    assert helpers.__version__ == tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+def test_the_version_is_the_same_wherever_it_stands(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    cited = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    named = re.findall(
+        r"^## (\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)$", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
+    )
+    assert project["version"] == cited["version"] == named[0] == helpers.__version__
+
+
+def test_the_version_stands_at_the_foot_of_every_page(built):
     for page in ("book/index", "notebooks/01_line"):
         foot = (built / "build" / "site" / f"{page}.html").read_text().split("<footer", 1)[1]
         assert f"Version {helpers.__version__}." in foot
