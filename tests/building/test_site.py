@@ -1,11 +1,13 @@
 """The site: that the check before publishing finds each kind of fault, and the built site itself, in a browser."""
 
 import io
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
 from PIL import Image
 
 from helpers.building import book, pictures
@@ -159,6 +161,17 @@ def test_every_figure_stands_on_an_opaque_ground(site):
     for path in (site / "_images").glob("*.png"):
         with Image.open(path) as image:
             assert image.convert("RGBA").getchannel("A").getextrema() == (255, 255), path.name
+
+
+def test_what_is_said_of_a_drawing_is_true_in_the_dark(site):
+    """There its lightness is turned over, so no caption and no alternative text may go by it."""
+    lightness = re.compile(r"\b(?:black|white(?! noise)|(?:dark|bright|light)(?:er|est)?|pale|faint)\b", re.IGNORECASE)
+    for path in (site / "notebooks").glob("*.html"):
+        for picture in BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").select(
+            "figure img[data-drawing]"
+        ):
+            said = f"{picture['alt']} {picture.find_parent('figure').figcaption.get_text(' ')}"
+            assert not lightness.findall(said), f"{path.name}: {said}"
 
 
 def test_the_picture_of_the_readme_is_that_of_the_site(site):
