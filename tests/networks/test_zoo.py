@@ -85,7 +85,7 @@ def test_a_stored_model_is_as_good_and_leans_on_the_cues_as_its_card_says(name):
         assert zoo.ZOO[name].recipe.objective != "labels"
         return
     for cue in (*CUES, *([] if name in COUNTED else [None])):  # a few of the card's scenes: equal up to sampling
-        count = 1024 if name in MAIN or cue is None else 256
+        count = 1024 if name in MAIN else 256 if cue else 512
         found = shares(model, held_out(cue, count, corpus))
         for what, share in zoo.card(name)["accuracy"][f"without {cue}" if cue else "all cues"].items():
             error = (share * (1 - share) * (1 / count - 1 / TEST_SCENES)) ** 0.5
@@ -119,7 +119,7 @@ def test_a_card_tells_how_the_model_was_trained(name):
 def test_the_weights_are_small_and_half_precision():
     sizes = {name: (zoo.FOLDER / f"{name}.safetensors").stat().st_size for name in STORED}
     steps = sum(file.stat().st_size for file in (zoo.FOLDER / "steps").iterdir())
-    assert max(sizes.values()) <= 10 * MEGABYTE and sum(sizes.values()) + steps <= 150 * MEGABYTE
+    assert max(sizes.values()) <= 10 * MEGABYTE and sum(sizes.values()) + steps <= 160 * MEGABYTE
     for name in STORED:
         assert {value.dtype for value in load_file(zoo.FOLDER / f"{name}.safetensors").values()} == {torch.float16}
 
