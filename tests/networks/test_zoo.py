@@ -85,7 +85,7 @@ def test_a_stored_model_is_as_good_and_leans_on_the_cues_as_its_card_says(name):
         assert zoo.ZOO[name].recipe.objective != "labels"
         return
     for cue in (*CUES, *([] if name in COUNTED else [None])):  # a few of the card's scenes: equal up to sampling
-        count = 1024 if name in MAIN else 256 if cue else 512
+        count = 1024 if name in MAIN or cue is None else 256
         found = shares(model, held_out(cue, count, corpus))
         for what, share in zoo.card(name)["accuracy"][f"without {cue}" if cue else "all cues"].items():
             error = (share * (1 - share) * (1 / count - 1 / TEST_SCENES)) ** 0.5
