@@ -16,7 +16,7 @@ alone. A ResNet has no such matrices (its kernels have four axes), so there Adam
 import argparse
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -46,6 +46,7 @@ from helpers.networks.unfused import unfused
 WORK = files.ROOT / ".training"  # rendered scenes (4.2 GB) and unfinished runs
 CURVE_POINTS = 50  # about so many points of the loss are kept
 CHECKPOINT_SECONDS = 60
+PLAIN = ("step", "curve", "seconds", "smoothed", "kept")  # what a checkpoint keeps of a run beside model and optimisers
 WITHOUT_LABELS: dict[str, type[MaskedAutoencoder | Denoiser]] = {"masked pixels": MaskedAutoencoder, "noise": Denoiser}
 
 
@@ -59,6 +60,7 @@ class _Run:
     curve: list[list[float]] = field(default_factory=list)  # [images seen, smoothed loss]
     seconds: float = 0.0
     smoothed: float = 0.0  # running mean of the loss
+    kept: dict[int, zoo.State] = field(default_factory=dict)  # images seen → weights that are stored beside the last
 
 
 def train(
@@ -107,7 +109,7 @@ def train(
                 return None
             about = {"curve": run.curve, "run": _about_run(run.seconds, run.step * card.recipe.batch, device)}
             network = _network(run.model)
-            _store(card, network, test_scenes, about)
+            _store(card, network, test_scenes, about, run.kept)
         for file in work.glob(f"*{checkpoint.name}*"):  # also what a killed run left half-written
             file.unlink()
         return network
@@ -140,7 +142,8 @@ def _begin(card: Card, checkpoint: Path, device: torch.device) -> _Run:
     run = _Run(model, optimisers.optimisers(model, card.recipe), smoothed=untaught)
     if checkpoint.exists():
         kept = _read_checkpoint(checkpoint, device)
-        run.step, run.curve, run.seconds, run.smoothed = (kept[key] for key in ("step", "curve", "seconds", "smoothed"))
+        for key in PLAIN:
+            setattr(run, key, kept[key])
         model.load_state_dict(kept["model"])
         for optimiser, state in zip(run.optimisers, kept["optimisers"], strict=True):
             optimiser.load_state_dict(state)
@@ -149,7 +152,7 @@ def _begin(card: Card, checkpoint: Path, device: torch.device) -> _Run:
 
 def _keep(run: _Run, checkpoint: Path) -> None:
     """Write a checkpoint."""
-    state = {"step": run.step, "curve": run.curve, "seconds": run.seconds, "smoothed": run.smoothed}
+    state = {key: getattr(run, key) for key in PLAIN}
     state |= {"model": run.model.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in run.optimisers]}
     with files.replacing(checkpoint) as (part,):
         torch.save(state, part)
@@ -164,7 +167,10 @@ def _read_checkpoint(checkpoint: Path, device: torch.device) -> dict:
         with ZipFile(checkpoint) as archive:
             damaged = archive.testzip()
         if damaged is None:
-            return torch.load(checkpoint, map_location=device, weights_only=True)
+            kept = torch.load(checkpoint, map_location=device, weights_only=True)
+            if missing := [key for key in PLAIN if key not in kept]:
+                raise KeyError(f"it was written by another version, without {', '.join(missing)}")
+            return kept
     except Exception as error:  # of a damaged archive zipfile and torch raise many kinds
         damaged = str(error)
     raise OSError(f"the checkpoint {checkpoint} is damaged ({damaged}); delete it, and the run starts anew")
@@ -196,7 +202,7 @@ def _go_on(
                 raise FloatingPointError(message)
             run.smoothed += 0.05 * (loss - run.smoothed)
             if run.step * batch in card.kept:
-                zoo.save_step(card, _network(run.model), run.step * batch)
+                run.kept[run.step * batch] = zoo.halved(card, _network(run.model))
             if run.step % max(1, steps // CURVE_POINTS) == 0:
                 run.curve.append([run.step * batch, round(run.smoothed, 4)])
             bar.set_postfix_str(f"loss {run.smoothed:.3f}", refresh=False)
@@ -293,14 +299,16 @@ def _train_baseline(card: Card, work: Path, test_scenes: int) -> nn.Module:
     return model
 
 
-def _store(card: Card, model: nn.Module, test_scenes: int, about: dict) -> None:
+def _store(
+    card: Card, model: nn.Module, test_scenes: int, about: dict, kept: Mapping[int, zoo.State] | None = None
+) -> None:
     """Measure a trained model on held-out scenes, if it was told their classes, and store it with its card."""
     model.cpu().eval()
     for parameter in model.parameters():  # measured as it is stored
         parameter.data = parameter.data.half().float()
     if card.recipe.objective == "labels":
         about = {"test_scenes": test_scenes, "accuracy": measure(model, card.corpus, test_scenes), **about}
-    zoo.save(card, model, about)
+    zoo.save(card, model, about, kept)
 
 
 def _batch(

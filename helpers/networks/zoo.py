@@ -13,6 +13,7 @@ Three kinds of model answer to a name:
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from helpers.networks.local_weights import (
 from helpers.networks.weights import load_into, not_finite
 
 FOLDER = results.ZOO
+State = Mapping[str, torch.Tensor]
 _REMEDY = "restore it from version control, or delete it and run `make zoo`"
 
 
@@ -76,30 +78,37 @@ def card(name: str) -> dict:
     return _stored_card(name)
 
 
-def save(card: Card, model: nn.Module, measured: dict) -> None:
+def save(card: Card, model: nn.Module, measured: dict, steps: Mapping[int, State] | None = None) -> None:
     """Store a trained model: weights as float16 safetensors, and its card with what was measured on it.
 
-    Raises FloatingPointError for weights that are not finite numbers in half precision; nothing is stored then.
+    Args:
+        card: the model's.
+        model: with its last weights.
+        measured: what the card says beside the recipe.
+        steps: images seen → ``halved`` weights on the way, for each number in ``card.kept``.
+
+    Raises:
+        FloatingPointError: weights that are not finite numbers in half precision.
+        ValueError: other steps than the card's. Nothing is stored then, either.
     """
-    state = _halved(card, model)
-    steps = {str(images): sha256(_step_file(card.name, images)) for images in card.kept}
-    with replacing(_weights_file(card.name), _card_file(card.name)) as (weights, about):
+    state, steps = halved(card, model), steps or {}
+    if set(steps) != set(card.kept):
+        raise ValueError(f"{card.name} is stored with its weights after {card.kept} images; given are {sorted(steps)}")
+    on_the_way = [_step_file(card.name, images) for images in card.kept]
+    with replacing(*on_the_way, _weights_file(card.name), _card_file(card.name)) as (*parts, weights, about):
+        for images, part in zip(card.kept, parts, strict=True):
+            save_file(dict(steps[images]), part)
         save_file(state, weights)
-        stored = {**asdict(card), "sha256": sha256(weights), **({"steps": steps} if steps else {}), **measured}
+        pinned = {str(images): sha256(part) for images, part in zip(card.kept, parts, strict=True)}
+        stored = {**asdict(card), "sha256": sha256(weights), **({"steps": pinned} if pinned else {}), **measured}
         about.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
-def save_step(card: Card, model: nn.Module, images: int) -> None:
-    """Store what a model is after so many images, on its way; ``save`` pins it when the model is trained.
+def halved(card: Card, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model as they are stored: in half precision.
 
-    Raises FloatingPointError for weights that are not finite numbers in half precision; nothing is stored then.
+    Raises FloatingPointError for weights that are not finite numbers in it.
     """
-    state, file = _halved(card, model), _step_file(card.name, images)
-    with replacing(file) as (weights,):
-        save_file(state, weights)
-
-
-def _halved(card: Card, model: nn.Module) -> dict[str, torch.Tensor]:
     state = {key: value.detach().cpu().half().contiguous() for key, value in model.state_dict().items()}
     if broken := not_finite(state):
         raise FloatingPointError(f"{card.name} is not stored: not finite in half precision are {broken}")

@@ -110,6 +110,24 @@ def test_stops_change_neither_weights_nor_optimiser(card, tmp_path):
         assert same(once[key], often[key]), key
 
 
+def test_what_is_kept_on_the_way_is_stored_with_the_trained_network_and_not_before(tmp_path, monkeypatch):
+    """Until then the zoo stays as it was: a run with another recipe, as a benchmark's, changes no stored step."""
+    card = replace(VIT, kept=(32, 160))  # after 2 and 10 of 30 steps
+    monkeypatch.setitem(zoo.ZOO, card.name, card)
+    assert train(card, tmp_path, stop_after=10, **QUICK) is None
+    after_ten = checkpoint(tmp_path, card)
+    assert not zoo.FOLDER.exists()
+    train(card, tmp_path, **QUICK)
+    step = {images: zoo.load_step(card.name, images).state_dict() for images in (0, 32, 160, RECIPE.images_seen)}
+    expected = {name: weights.half().float() for name, weights in after_ten["model"].items()}
+    assert same(dict(step[160]), expected)
+    assert not same(dict(step[32]), dict(step[160])) and not same(dict(step[0]), dict(step[32]))
+
+    before = {file.name: file.read_bytes() for file in zoo.FOLDER.rglob("*.*")}
+    assert train(replace(card, recipe=replace(RECIPE, learning_rate=5e-4)), tmp_path, stop_after=12, **QUICK) is None
+    assert {file.name: file.read_bytes() for file in zoo.FOLDER.rglob("*.*")} == before
+
+
 def test_another_recipe_or_seed_starts_anew(tmp_path):
     assert train(VIT, tmp_path, stop_after=5, **QUICK) is None
     for other in (replace(VIT, seed=1), replace(VIT, recipe=replace(RECIPE, learning_rate=5e-4))):
@@ -201,7 +219,9 @@ def test_a_damaged_checkpoint_is_refused_or_changes_nothing(tmp_path):
     with pytest.raises(OSError, match="is damaged .*delete it, and the run starts anew"):
         train(VIT, tmp_path, **QUICK)
     assert not zoo.is_stored(VIT.name)
-    for damaged in (b"", whole[:1000], b"no checkpoint"):
+    older = {key: value for key, value in wanted.items() if key != "kept"}
+    torch.save(older, tmp_path / "older")
+    for damaged in (b"", whole[:1000], b"no checkpoint", (tmp_path / "older").read_bytes()):
         file.write_bytes(damaged)
         with pytest.raises(OSError, match="is damaged"):
             train(VIT, tmp_path, **QUICK)

@@ -143,15 +143,17 @@ def test_steps_are_pinned_and_others_are_named(tiny_zoo):
     kept = tiny(kept=(128, 256))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(zoo.ZOO, "vit", kept)
-        for images in kept.kept:
-            zoo.save_step(kept, build(kept, seed=images), images)
-        zoo.save(kept, build(kept), {})
+        steps = {images: zoo.halved(kept, build(kept, seed=images)) for images in kept.kept}
+        with pytest.raises(ValueError, match=r"after \(128, 256\) images; given are \[128\]"):
+            zoo.save(kept, build(kept), {}, {128: steps[128]})
+        assert not list(zoo.FOLDER.rglob("vit-*"))
+        zoo.save(kept, build(kept), {}, steps)
         wanted = build(kept, seed=128).state_dict()["head.weight"].half().float()
         assert torch.equal(zoo.load_step("vit", 128).state_dict()["head.weight"], wanted)
         assert torch.equal(zoo.load_step("vit", 0).pos_embed, zoo.load("vit", pretrained=False).pos_embed)
         with pytest.raises(ValueError, match="'vit' was not kept after 64 images, but after 0, 128, 256, "):
             zoo.load_step("vit", 64)
-        zoo.save_step(kept, build(kept, seed=3), 128)
+        save_file(zoo.halved(kept, build(kept, seed=3)), zoo.FOLDER / "steps" / "vit-128.safetensors")
         with pytest.raises(OSError, match="vit-128"):
             zoo.load_step("vit", 128)
 
