@@ -42,6 +42,7 @@ from helpers.measures.head_subsets import head_subsets
 from helpers.measures.heatmap import cka_heatmap
 from helpers.measures.hessian import hessian_vector_product
 from helpers.measures.hsic import BLOCK
+from helpers.measures.landscape import rays
 from helpers.measures.lesions import lesions, units
 from helpers.measures.localization import token_patches
 from helpers.measures.patch_shuffle import shuffled_answers
@@ -49,6 +50,7 @@ from helpers.measures.probes import features
 from helpers.measures.receptive_field import effective_receptive_fields
 from helpers.measures.ridge import L2S, ridge
 from helpers.measures.rollout import rollout_maps
+from helpers.measures.scores import scores
 from helpers.measures.skip_ratios import skip_ratios
 from helpers.networks import training, zoo
 from helpers.networks.inputs import normalise
@@ -67,6 +69,21 @@ def seconds(fn: Callable[[], object]) -> float:
     started = time.perf_counter()
     fn()
     return time.perf_counter() - started
+
+
+def in_turns(
+    ours: Callable[[], object], floor: Callable[[], object], n: int, turns: int, times: int = 1
+) -> tuple[float, float]:
+    """Milliseconds an image of two calls over n images, the second ``times`` times: medians of turns that alternate."""
+
+    def floors() -> None:
+        for _ in range(times):
+            floor()
+
+    ours(), floor()  # the first of each also gets its memory from the system
+    pairs = [(seconds(ours), seconds(floors)) for _ in range(turns)]
+    taken, needed = (1e3 * median(side) / n for side in zip(*pairs, strict=True))
+    return taken, needed
 
 
 def line(what: str, ours: float, beside: str = "", theirs: float = np.nan, unit: str = "") -> dict:
@@ -92,9 +109,7 @@ def beside_forward(name: str, model: nn.Module, size: int, n: int, turns: int) -
     def heatmap() -> None:
         cka_heatmap({"model": model}, [images], {"model": taps})
 
-    heatmap(), forward()  # the first of each also gets its memory from the system
-    pairs = [(seconds(heatmap), seconds(forward)) for _ in range(turns)]
-    ours, floor = (1e3 * median(side) / n for side in zip(*pairs, strict=True))
+    ours, floor = in_turns(heatmap, forward, n, turns)
     columns = min(n, (n + BLOCK) / 2)  # of a Gram matrix that are computed, on average over its rows
     counted = 1 + 10 * columns / (24 * model.embed_dim)
     return [
@@ -111,9 +126,7 @@ def skip_connections(n: int, turns: int) -> list[dict]:
     def forward() -> None:
         model(normalise(model, images))
 
-    forward()
-    pairs = [(seconds(lambda: skip_ratios(model, [images])), seconds(forward)) for _ in range(turns)]
-    ours, floor = (1e3 * median(side) / n for side in zip(*pairs, strict=True))
+    ours, floor = in_turns(lambda: skip_ratios(model, [images]), forward, n, turns)
     return [line(f"skip ratios of the zoo's ViT, n = {n}", ours, FLOOR, floor, "ms an image")]
 
 
@@ -237,14 +250,15 @@ def memory(few: int, many: int) -> list[dict]:
 
 
 def analyses(n: int, turns: int) -> list[dict]:
-    """Analyses of the zoo's networks that need no more than forward passes, beside these, in turns; probes."""
+    """Analyses of the zoo's networks beside the passes that they need, in batches of a quarter, in turns; probes."""
     model, resnet = (zoo.load(name, pretrained=False).eval() for name in ("vit", "resnet"))
     images, outputs = pictures(n, 64), taps_for(model, ["resid_post"])
     parts = images.split(n // 4)
 
     @torch.inference_mode()
     def forward() -> None:
-        model(normalise(model, images))
+        for part in parts:
+            model(normalise(model, part))
 
     @torch.inference_mode()
     def entrances() -> None:  # the ViT's first block, the ResNet's first stage
@@ -252,45 +266,58 @@ def analyses(n: int, turns: int) -> list[dict]:
             model.blocks[0](model.patch_embed(normalise(model, part)))
             resnet.stages[0](resnet.stem(normalise(resnet, part)))
 
-    def backward() -> None:
-        objective.loss(model, dict(model.named_parameters()), images, torch.arange(n) % 32).backward()
-
-    jobs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-        "attention distance of the zoo's ViT": (lambda: attention_distance(model, parts, groups=2), forward),
-        "attention rollout of the zoo's ViT": (lambda: rollout_maps(model, [images]), forward),
-        "subsets of heads of block 0": (lambda: head_subsets(model, resnet, parts, groups=2), entrances),
-        "spectra of feature maps": (lambda: spectra(model, parts, groups=2), forward),
-        "variance of feature maps": (lambda: feature_variance(model, parts, groups=2), forward),
-        "token-to-patch CKA of one block": (lambda: token_patches(model, images, outputs[-1:], batch=n), forward),
-        "read-outs for probes, all blocks": (lambda: features(model, images, places=outputs, batch=n), forward),
-    }
-    jobs["attention of the class token of the zoo's ViT"] = (lambda: class_attention(model, [images]), forward)
-    jobs["patches shuffled in three sizes, and not"] = (
-        lambda: shuffled_answers(model, [images], (8, 16, 32), groups=2),
-        lambda: [forward() for _ in range(4)],
-    )
-    labelled, passes = [(images, torch.arange(n) % 32)], 2 * len(units(model)) + 2
-    jobs["each branch silenced, by zero and by its mean"] = (
-        lambda: lesions(model, labelled, groups=2),
-        lambda: [forward() for _ in range(passes)],
-    )
-    jobs["noise in ten bands of frequency, and none"] = (
-        lambda: answers_under_noise(model, [images], [0.1]),
-        lambda: [forward() for _ in range(11)],
-    )
-    weights, batch = dict(model.named_parameters()), (images, torch.arange(n) % 32)
+    labels = torch.arange(n) % 32
+    labelled = list(zip(parts, labels.split(n // 4), strict=True))
+    weights = dict(model.named_parameters())
     with unfused(model):
-        product = hessian_vector_product(objective.loss(model, weights, *batch), list(weights.values()))
+        product = hessian_vector_product(objective.loss(model, weights, images, labels), list(weights.values()))
     vector = torch.randn(sum(each.numel() for each in weights.values()))
-    jobs["a product with the Hessian"] = (lambda: product(vector), backward)
+
+    def backward() -> None:
+        objective.loss(model, weights, images, labels).backward()
+
+    lesioned = 2 * len(units(model)) + 2  # each unit by zero and by its mean; the network as it is, and the means
+    jobs: list[tuple[str, Callable[[], object], int, Callable[[], object]]] = [  # ours; how often it needs which passes
+        ("attention distance of the zoo's ViT", lambda: attention_distance(model, parts, groups=2), 1, forward),
+        ("attention rollout of the zoo's ViT", lambda: rollout_maps(model, parts), 1, forward),
+        ("attention of the class token of the zoo's ViT", lambda: class_attention(model, parts), 1, forward),
+        ("subsets of heads of block 0", lambda: head_subsets(model, resnet, parts, groups=2), 1, entrances),
+        ("spectra of feature maps", lambda: spectra(model, parts, groups=2), 1, forward),
+        ("variance of feature maps", lambda: feature_variance(model, parts, groups=2), 1, forward),
+        (
+            "token-to-patch CKA of one block",
+            lambda: token_patches(model, images, outputs[-1:], batch=n // 4),
+            1,
+            forward,
+        ),
+        ("read-outs for probes, all blocks", lambda: features(model, images, places=outputs, batch=n // 4), 1, forward),
+        (
+            "patches shuffled in three sizes, and not",
+            lambda: shuffled_answers(model, parts, (8, 16, 32), groups=2),
+            4,
+            forward,
+        ),
+        ("noise in ten bands of frequency, and none", lambda: answers_under_noise(model, parts, [0.1]), 11, forward),
+        (
+            "each branch silenced, by zero and by its mean",
+            lambda: lesions(model, labelled, groups=2),
+            lesioned,
+            forward,
+        ),
+        (
+            "the loss along a ray, in 4 places",
+            lambda: rays(model, labelled, (0.1, 0.2, 0.5), [0], 0.0),
+            4,
+            forward,
+        ),
+        ("accuracy and loss", lambda: scores({"vit": model}, labelled, groups=2), 1, forward),
+        ("a product with the Hessian", lambda: product(vector), 1, backward),
+    ]
+    known = {forward: FLOOR, entrances: "bare first block and stage", backward: "forward and backward pass"}
     lines = []
-    for what, (fn, bare) in jobs.items():
-        fn(), bare()
-        pairs = [(seconds(fn), seconds(bare)) for _ in range(turns)]
-        ours, floor = (1e3 * median(side) / n for side in zip(*pairs, strict=True))
-        several = "four bare forward passes" if "shuffled" in what else "eleven bare forward passes"
-        known = {forward: FLOOR, entrances: "bare first block and stage", backward: "forward and backward pass"}
-        beside = known.get(bare, several)
+    for what, fn, times, bare in jobs:
+        ours, floor = in_turns(fn, bare, n, turns, times)
+        beside = known[bare] if times == 1 else f"{times} bare forward passes"
         lines.append(line(f"{what}, n = {n}", ours, beside, floor, "ms an image"))
     return [*lines, *probes_beside_sklearn(n, 2 if n < 64 else 16)]
 
@@ -335,7 +362,7 @@ def run(tiny: bool = False) -> pd.DataFrame:
     """The table. Columns ``COLUMNS``, then machine and date."""
     base = zoo.load("vit_tiny_patch16_224" if tiny else "vit_base_patch16_224", pretrained=False)
     small = zoo.load("vit", pretrained=False)
-    n = 8 if tiny else 256
+    n = 16 if tiny else 256
     parts: dict[str, Callable[[], list[dict]]] = {
         "ViT-B/16": lambda: beside_forward("the ViT-B/16 shape", base, 224, n, 1 if tiny else 3),
         "zoo's ViT": lambda: beside_forward("the zoo's ViT", small, 64, n, 1 if tiny else 7),

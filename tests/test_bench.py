@@ -7,6 +7,23 @@ import pytest
 from helpers.networks import zoo
 from tests import bench
 
+ANALYSES = [  # of tests/bench.py, and what each is timed beside
+    ("attention distance of the zoo's ViT", bench.FLOOR),
+    ("attention rollout of the zoo's ViT", bench.FLOOR),
+    ("attention of the class token of the zoo's ViT", bench.FLOOR),
+    ("subsets of heads of block 0", "bare first block and stage"),
+    ("spectra of feature maps", bench.FLOOR),
+    ("variance of feature maps", bench.FLOOR),
+    ("token-to-patch CKA of one block", bench.FLOOR),
+    ("read-outs for probes, all blocks", bench.FLOOR),
+    ("patches shuffled in three sizes, and not", "4 bare forward passes"),
+    ("noise in ten bands of frequency, and none", "11 bare forward passes"),
+    ("each branch silenced, by zero and by its mean", "34 bare forward passes"),  # of 16 units
+    ("the loss along a ray, in 4 places", "4 bare forward passes"),
+    ("accuracy and loss", bench.FLOOR),
+    ("a product with the Hessian", "forward and backward pass"),
+]
+
 
 def table() -> pd.DataFrame:
     lines = [bench.line("one", 1.5, bench.FLOOR, 1.25, "ms"), bench.line("another", 1234.5, unit="images a second")]
@@ -23,15 +40,7 @@ def test_stored_benchmarks_are_one_complete_run(root):
     assert list(stored.columns) == [*bench.COLUMNS, "machine", "date"]
     assert stored["machine"].nunique() == stored["date"].nunique() == 1
     parts = ["ViT-B/16", "zoo's ViT", "peak memory", "rendered", "training the zoo's vit", "its largest error"]
-    parts += [
-        "attention distance",
-        "skip ratios",
-        "receptive fields",
-        "rollout",
-        "subsets of heads",
-        "token-to-patch",
-        "ridge probes",
-    ]
+    parts += [what for what, *_ in ANALYSES] + ["skip ratios", "receptive fields", "ridge probes"]
     for part in parts:
         assert stored["what"].str.contains(part).any(), f"nothing on {part!r}: run make bench and publish it"
     assert {"torch-cka 0.21", "ckatorch 1.0.3"} <= set(stored["beside"].dropna())
@@ -58,6 +67,13 @@ def test_heatmap_is_measured_beside_the_forward_pass():
     ours, counted = bench.beside_forward("a ViT", zoo.load("vit", pretrained=False), 64, 8, 1)
     assert "40 taps" in ours["what"] and 0 < ours["theirs"] == counted["theirs"]
     assert counted["ratio"] == pytest.approx(1 + 10 * 8 / (24 * 128))
+
+
+def test_analyses_are_timed_beside_the_passes_they_need():
+    found = {row["what"].removesuffix(", n = 16"): row for row in bench.analyses(16, 1)}
+    assert list(found)[:-1] == [what for what, _ in ANALYSES]  # and probes beside scikit-learn
+    for what, beside in ANALYSES:
+        assert found[what]["beside"] == beside and found[what]["ours"] > 0 and found[what]["theirs"] > 0, what
 
 
 def test_layer_measures_are_timed_beside_the_passes_they_need():
