@@ -234,11 +234,15 @@ def largest_step(table: pd.DataFrame, until: float) -> float:
 def kept_by_skip(table: pd.DataFrame, branch: str, places: list[str]) -> float:
     """Claim R13: share after the sum over share of the branch before it, averaged over ``places`` (names of sums).
 
-    ``branch``: the kind of the branches that enter them.
+    ``branch``: the kind of the branches that enter them. Raises ValueError without places, and where the table has no
+    such branch before one of them.
     """
     position = {name: i for i, name in enumerate(table["name"])}
     share, kind = table["share"].to_numpy(), table["kind"].to_numpy()
-    before = [max(i for i in range(position[name]) if kind[i] == branch) for name in places]
+    before = [max((i for i in range(position[name]) if kind[i] == branch), default=-1) for name in places]
+    if not before or min(before) < 0:
+        where = f" before {places[before.index(-1)]}" if before else ", nor a sum that one enters"
+        raise ValueError(f"the network has no residual branch of kind {branch!r}{where} whose output was measured")
     return float(np.mean([share[position[name]] / share[i] for name, i in zip(places, before, strict=True)]))
 
 

@@ -143,8 +143,8 @@ def _answer(report: Report, asked: Asked, claim: Claim, track: str) -> Verdict:
     names = [vit, resnet] if asked.pair and resnet else [vit]
     if report.name not in names:
         raise ValueError(f"It is about a ViT, which {report.name} is not")
-    if report.reason(asked.recording, names[0]) or (asked.pair and report.reason(asked.recording, names[-1])):
-        raise ValueError(" ".join(report.reason(asked.recording, name) for name in names))
+    if reasons := [reason for name in names if (reason := report.reason(asked.recording, name))]:
+        raise ValueError(report.reason(asked.recording, report.name) or reasons[0])
     n = min(measure["images"] for measure in report.plan["measures"] if measure["recording"] == asked.recording)
     if asked.claim == "R12" and track == "imagenet" and n < FIELD_PHOTOGRAPHS:
         raise ValueError(f"It asks for {FIELD_PHOTOGRAPHS} photographs, and receptive fields were taken of {n}")

@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from nbconvert import HTMLExporter
 
 from helpers import files
+from helpers.claims.registry import number
 from helpers.files import ROOT
 
 NOTEBOOK = Path(__file__).with_name("report.ipynb")
@@ -74,6 +75,6 @@ def figure(drawn: Any, name: str, caption: str, alt: str) -> None:
 
 def table(rows: pd.DataFrame, caption: str, digits: int = 2) -> None:
     """Show a table with its caption."""
-    text = rows.to_html(index=False, border=0, float_format=lambda x: f"{x:.{digits}f}", na_rep="–")
+    text = rows.to_html(index=False, border=0, float_format=lambda x: number(x, digits), na_rep="–")
     text = text.replace(text[: text.index(">") + 1], f"<table><caption>{html.escape(caption)}</caption>", 1)
     display(HTML(f'<div class="scroll">{text}</div>'))

@@ -254,7 +254,7 @@ def frequencies(report: Report) -> None:
     means = _changes(rows, "top")
     first, last = rows.iloc[0], rows.iloc[-1]
     prose(
-        " ".join(f"On average {name} changes it by {value:+.2f}." for name, value in means.items())
+        " ".join(f"On average {name} changes it by {number(value, 2)}." for name, value in means.items())
         + f" Of the power that is not at frequency zero {100 * first['high']:.0f} % lies above half of the highest "
         f"frequency at `{first['place']}`, {100 * last['high']:.0f} % at `{last['place']}`. A number that falls may "
         "also say that the mean grew, since it is a difference; the table holds both parts."
@@ -303,7 +303,9 @@ def _drawn(report: Report, name: str) -> tuple[Figure, str]:
         return found.plot(), ""
     y, every = figures.points(name, found.table)
     ends = every.groupby("model", sort=False)[y].agg(["first", "last"])
-    told = (f"That of {network} begins at {a:.2f} and ends at {z:.2f}." for network, a, z in ends.itertuples())
+    told = (
+        f"That of {network} begins at {number(a, 2)} and ends at {number(z, 2)}." for network, a, z in ends.itertuples()
+    )
     return found.plot(), " ".join(told)
 
 

@@ -225,6 +225,9 @@ def test_the_statistics_of_the_claims():
     kinds = ["block", "branch", "block", "branch", "block"]
     table = toy([1] * 5, [0.5, 0.1, 0.4, 0.2, 0.4], kinds)
     assert kept_by_skip(table, "branch", ["p2", "p4"]) == pytest.approx((4 + 2) / 2)
+    for places, why in ((["p2", "p0"], "no residual branch of kind 'branch' before p0"), ([], "nor a sum")):
+        with pytest.raises(ValueError, match=why):
+            kept_by_skip(table, "branch", places)
 
 
 def test_depth_runs_along_the_complete_network():

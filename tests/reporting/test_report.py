@@ -170,6 +170,16 @@ def test_claims_that_apply_have_verdicts_and_the_others_a_reason(made):
     assert r8.parts[0].value == pytest.approx((whole["distance"] / whole["uniform"]).min())
 
 
+def test_a_claim_that_two_networks_do_not_answer_has_the_reason_of_the_model_alone(made, monkeypatch):
+    """The network beside it was not measured since the model could not be, which is no reason of its own."""
+    found = Report(made)
+    why = {found.name: "the model has no branches", "beside": "the model has none that it could stand beside"}
+    monkeypatch.setattr(claims, "parts", lambda _: ("beside", found.name))
+    monkeypatch.setattr(Report, "reason", lambda self, recording, network: why[network])
+    _, reasons = claims.verdicts(found)
+    assert reasons["R14"].endswith("than in a ResNet. The model has no branches.")
+
+
 def test_every_claim_that_is_asked_is_in_the_book():
     known = load_claims()
     assert all(asked.claim in known and asked.recording in RECORDINGS for asked in claims.ASKED)
